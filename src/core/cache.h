@@ -1,0 +1,94 @@
+/* The cache object and its sequences, as the core's files share them. */
+#ifndef KIVI_CACHE_H
+#define KIVI_CACHE_H
+
+#include "backend.h"
+#include "error.h"
+#include "lock.h"
+#include "memory.h"
+#include "pool.h"
+
+/* One layer of one sequence. Pages hold packed tokens, the window the rest. */
+struct kivi_layer {
+    struct kivi_span span;
+    uint64_t k_base; /* keys are packed up to here modulo residual_length: geometry.h */
+    struct kivi_block *window; /* NULL while the layer is empty */
+    uint32_t n_pages, page_capacity;
+    struct kivi_block **blocks; /* page_capacity of each: the pages, */
+    void **pages;               /* and their memory, in the form the backend wants */
+    uint32_t readers, writers;  /* calls at work on it */
+};
+
+struct kivi_sequence {
+    kivi_seq id;
+    struct kivi_layer layers[];
+};
+
+struct kivi_cache {
+    struct kivi_heap heap;
+    struct kivi_geometry geometry;
+    uint32_t n_threads, max_sequences;
+    uint64_t capacity;
+    kivi_memory memory;
+    const struct kivi_backend *backend;
+    const char *why_backend;
+    void *context; /* the backend's */
+
+    kivi_lock lock; /* protects all below, and every layer's fields but span, pages and contents of
+                       a layer that a call has marked as its own */
+    struct kivi_pool_source source;
+    struct kivi_pool page_pool, window_pool;
+    struct kivi_sequence **sequences; /* max_sequences slots, NULL if free */
+    uint64_t *generations;            /* of each slot: part of its sequence's id */
+    uint32_t n_sequences;
+    uint64_t *layer_tokens; /* sum over sequences of the tokens of a layer */
+    uint64_t epoch;         /* of the statistics */
+};
+
+/* If the caller wants no detail, the core still does: `KIVI_DETAIL(error);` opens such a function. */
+#define KIVI_DETAIL(error)                                                                         \
+    kivi_error detail_;                                                                            \
+    if (!(error))                                                                                  \
+    (error) = &detail_
+
+/* sequence.c: all with the lock held. */
+
+/* The sequence, or NULL with *error. */
+struct kivi_sequence *kivi_sequence_find(const kivi_cache *cache, kivi_seq seq, kivi_error *error);
+
+/* A new sequence in a free slot, or NULL with *error. */
+struct kivi_sequence *kivi_sequence_add(kivi_cache *cache, kivi_error *error);
+
+/* Releases what the sequence holds, and its slot. */
+void kivi_sequence_remove(kivi_cache *cache, struct kivi_sequence *sequence);
+
+/* KIVI_ERROR_BUSY if a call is at work on any layer: on reading ones only if `also_readers`. */
+kivi_status kivi_sequence_idle(const kivi_cache *cache, const struct kivi_sequence *sequence,
+                               int also_readers, kivi_error *error);
+
+/* layer.c: all with the lock held. */
+
+/* The span after n_new more tokens. */
+struct kivi_span kivi_layer_after(const kivi_cache *cache, const struct kivi_layer *layer,
+                                  uint64_t n_new);
+
+/* Makes room for `after`: window, pages, and private copies of what will be written. What is visible
+ * does not change. On failure the layer keeps what it got: kivi_layer_shrink gives it back. */
+kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
+                               const struct kivi_span *after, kivi_error *error);
+
+/* Releases pages (and the window) that the layer's span does not need. */
+void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *layer);
+
+/* Bytes of pages and windows that kivi_layer_reserve would take for one more token. */
+uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
+                               const struct kivi_layer *layer);
+
+/* *to, empty, becomes a copy of *from that shares its pages and window. */
+kivi_status kivi_layer_share(kivi_cache *cache, struct kivi_layer *to,
+                             const struct kivi_layer *from, kivi_error *error);
+
+/* Releases everything: the layer is empty. */
+void kivi_layer_clear(kivi_cache *cache, uint32_t index, struct kivi_layer *layer);
+
+#endif

@@ -1,0 +1,204 @@
+/* One layer of one sequence: its pages and its window. */
+#include "cache.h"
+
+#include <string.h>
+
+struct kivi_span kivi_layer_after(const kivi_cache *cache, const struct kivi_layer *layer,
+                                  uint64_t n_new)
+{
+    const uint64_t n = layer->span.n + n_new;
+    const struct kivi_span after = {
+        n,
+        kivi_keys_packed(&cache->geometry, n, layer->k_base),
+        kivi_values_packed(&cache->geometry, n),
+    };
+
+    return after;
+}
+
+/* A block from one pool; if the budget is in the way, from what the other keeps for reuse. */
+static struct kivi_block *take(kivi_cache *cache, struct kivi_pool *pool, kivi_error *error)
+{
+    struct kivi_block *block = kivi_pool_take(pool, error);
+
+    if (!block && error->status == KIVI_ERROR_CAPACITY && kivi_pool_trim(&cache->page_pool)
+        + kivi_pool_trim(&cache->window_pool) > 0)
+        block = kivi_pool_take(pool, error);
+    return block;
+}
+
+static uint64_t pages_for(uint64_t tokens, uint32_t page_tokens)
+{
+    return (tokens + page_tokens - 1) / page_tokens;
+}
+
+static uint64_t packed_end(const struct kivi_span *span)
+{
+    return span->k_packed > span->v_packed ? span->k_packed : span->v_packed;
+}
+
+/* Tokens [*begin, *end) of pages change between the two spans. */
+static void changed(const struct kivi_span *before, const struct kivi_span *after, uint64_t *begin,
+                    uint64_t *end)
+{
+    *begin = UINT64_MAX;
+    *end = 0;
+    if (after->k_packed > before->k_packed) {
+        *begin = before->k_packed;
+        *end = after->k_packed;
+    }
+    if (after->v_packed > before->v_packed) {
+        *begin = before->v_packed < *begin ? before->v_packed : *begin;
+        *end = after->v_packed > *end ? after->v_packed : *end;
+    }
+}
+
+/* Room in the page table for n pages; it doubles. */
+static kivi_status grow_table(kivi_cache *cache, struct kivi_layer *layer, uint64_t n,
+                              kivi_error *error)
+{
+    uint64_t capacity = layer->page_capacity ? layer->page_capacity : 4;
+    struct kivi_block **blocks;
+    void **pages;
+
+    if (n <= layer->page_capacity)
+        return KIVI_OK;
+    if (n > UINT32_MAX / 2)
+        return kivi_fail(error, KIVI_ERROR_CAPACITY, "a sequence of %llu pages is too long",
+                         (unsigned long long)n);
+    while (capacity < n)
+        capacity *= 2;
+    blocks = kivi_heap_alloc(&cache->heap, capacity * sizeof *blocks, 0);
+    pages = kivi_heap_alloc(&cache->heap, capacity * sizeof *pages, 0);
+    if (!blocks || !pages) {
+        kivi_heap_free(&cache->heap, blocks, capacity * sizeof *blocks);
+        kivi_heap_free(&cache->heap, pages, capacity * sizeof *pages);
+        return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for a table of %llu pages",
+                         (unsigned long long)capacity);
+    }
+    if (layer->n_pages) {
+        memcpy(blocks, layer->blocks, layer->n_pages * sizeof *blocks);
+        memcpy(pages, layer->pages, layer->n_pages * sizeof *pages);
+    }
+    kivi_heap_free(&cache->heap, layer->blocks, layer->page_capacity * sizeof *blocks);
+    kivi_heap_free(&cache->heap, layer->pages, layer->page_capacity * sizeof *pages);
+    layer->blocks = blocks;
+    layer->pages = pages;
+    layer->page_capacity = (uint32_t)capacity;
+    return KIVI_OK;
+}
+
+static kivi_status privatize(kivi_cache *cache, struct kivi_pool *pool, struct kivi_block **block,
+                             kivi_error *error)
+{
+    kivi_status status = kivi_pool_privatize(pool, block, error);
+
+    if (status == KIVI_ERROR_CAPACITY
+        && kivi_pool_trim(&cache->page_pool) + kivi_pool_trim(&cache->window_pool) > 0)
+        status = kivi_pool_privatize(pool, block, error);
+    return status;
+}
+
+kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
+                               const struct kivi_span *after, kivi_error *error)
+{
+    const uint32_t page_tokens = cache->geometry.layers[index].page_tokens;
+    const uint64_t n = pages_for(packed_end(after), page_tokens);
+    uint64_t begin, end, i;
+    kivi_status status = grow_table(cache, layer, n, error);
+
+    if (status != KIVI_OK)
+        return status;
+    if (!layer->window) {
+        layer->window = take(cache, &cache->window_pool, error);
+        if (!layer->window)
+            return error->status;
+    }
+    status = privatize(cache, &cache->window_pool, &layer->window, error);
+    if (status != KIVI_OK)
+        return status;
+    while (layer->n_pages < n) {
+        struct kivi_block *block = take(cache, &cache->page_pool, error);
+
+        if (!block)
+            return error->status;
+        layer->blocks[layer->n_pages] = block;
+        layer->pages[layer->n_pages++] = block->memory;
+    }
+    changed(&layer->span, after, &begin, &end);
+    for (i = begin / page_tokens; i < pages_for(end, page_tokens); i++) {
+        status = privatize(cache, &cache->page_pool, &layer->blocks[i], error);
+        if (status != KIVI_OK)
+            return status;
+        layer->pages[i] = layer->blocks[i]->memory;
+    }
+    return KIVI_OK;
+}
+
+void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *layer)
+{
+    const uint64_t n = pages_for(packed_end(&layer->span),
+                                 cache->geometry.layers[index].page_tokens);
+
+    while (layer->n_pages > n)
+        kivi_pool_drop(&cache->page_pool, layer->blocks[--layer->n_pages]);
+    if (layer->span.n == 0 && layer->window) {
+        kivi_pool_drop(&cache->window_pool, layer->window);
+        layer->window = NULL;
+    }
+}
+
+uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
+                               const struct kivi_layer *layer)
+{
+    const uint32_t page_tokens = cache->geometry.layers[index].page_tokens;
+    const struct kivi_span after = kivi_layer_after(cache, layer, 1);
+    const uint64_t n = pages_for(packed_end(&after), page_tokens);
+    uint64_t bytes = 0, begin, end, i;
+
+    if (!layer->window || layer->window->references > 1)
+        bytes += cache->geometry.window_bytes;
+    if (n > layer->n_pages)
+        bytes += (n - layer->n_pages) * cache->geometry.page_bytes;
+    changed(&layer->span, &after, &begin, &end);
+    for (i = begin / page_tokens; i < pages_for(end, page_tokens) && i < layer->n_pages; i++)
+        if (layer->blocks[i]->references > 1)
+            bytes += cache->geometry.page_bytes;
+    return bytes;
+}
+
+kivi_status kivi_layer_share(kivi_cache *cache, struct kivi_layer *to,
+                             const struct kivi_layer *from, kivi_error *error)
+{
+    const kivi_status status = grow_table(cache, to, from->n_pages, error);
+    uint32_t i;
+
+    if (status != KIVI_OK)
+        return status;
+    to->span = from->span;
+    to->k_base = from->k_base;
+    to->window = from->window;
+    if (to->window)
+        to->window->references++;
+    for (i = 0; i < from->n_pages; i++) {
+        to->blocks[i] = from->blocks[i];
+        to->pages[i] = from->pages[i];
+        to->blocks[i]->references++;
+    }
+    to->n_pages = from->n_pages;
+    return KIVI_OK;
+}
+
+void kivi_layer_clear(kivi_cache *cache, uint32_t index, struct kivi_layer *layer)
+{
+    const struct kivi_span empty = {0, 0, 0};
+
+    layer->span = empty;
+    layer->k_base = 0;
+    kivi_layer_shrink(cache, index, layer);
+    kivi_heap_free(&cache->heap, layer->blocks, layer->page_capacity * sizeof *layer->blocks);
+    kivi_heap_free(&cache->heap, layer->pages, layer->page_capacity * sizeof *layer->pages);
+    layer->blocks = NULL;
+    layer->pages = NULL;
+    layer->page_capacity = 0;
+}

@@ -1,0 +1,147 @@
+#include "pool.h"
+
+#include "error.h"
+
+#define SLAB_BYTES ((size_t)32 << 20) /* enough for huge pages, little enough to be given back */
+
+static size_t slab_size(size_t n_blocks)
+{
+    return sizeof(struct kivi_slab) + n_blocks * sizeof(struct kivi_block);
+}
+
+static int add_slab(struct kivi_pool *pool, size_t n_blocks)
+{
+    struct kivi_pool_source *source = pool->source;
+    const size_t bytes = n_blocks * pool->block_bytes;
+    struct kivi_slab *slab = kivi_heap_alloc(source->heap, slab_size(n_blocks), 1);
+    size_t i;
+
+    if (!slab)
+        return 0;
+    slab->memory = source->backend->block_alloc(source->context, bytes);
+    if (!slab->memory) {
+        kivi_heap_free(source->heap, slab, slab_size(n_blocks));
+        return 0;
+    }
+    slab->n_blocks = slab->n_free = n_blocks;
+    slab->next = pool->slabs;
+    pool->slabs = slab;
+    for (i = n_blocks; i-- > 0;) { /* the lowest address is taken first */
+        struct kivi_block *block = &slab->blocks[i];
+
+        block->memory = (char *)slab->memory + i * pool->block_bytes;
+        block->slab = slab;
+        block->next_free = pool->free;
+        pool->free = block;
+    }
+    pool->n_blocks += n_blocks;
+    pool->n_free += n_blocks;
+    source->reserved += bytes;
+    return 1;
+}
+
+/* Room for one more block: as many as there are, so that slabs double, within reason. */
+static kivi_status grow(struct kivi_pool *pool, kivi_error *error)
+{
+    struct kivi_pool_source *source = pool->source;
+    size_t n = pool->n_blocks;
+
+    if (n > SLAB_BYTES / pool->block_bytes)
+        n = SLAB_BYTES / pool->block_bytes;
+    if (n < 1)
+        n = 1;
+    if (source->budget) {
+        const uint64_t room = source->budget > source->reserved ? source->budget - source->reserved
+                                                                : 0;
+        if (n > room / pool->block_bytes)
+            n = (size_t)(room / pool->block_bytes);
+        if (n == 0)
+            return kivi_fail(error, KIVI_ERROR_CAPACITY,
+                             "memory_budget: %llu bytes are in use, %zu more are needed, the budget is %llu",
+                             (unsigned long long)source->reserved, pool->block_bytes,
+                             (unsigned long long)source->budget);
+    }
+    if (add_slab(pool, n) || (n > 1 && add_slab(pool, 1)))
+        return KIVI_OK;
+    return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for a block of %zu bytes",
+                     pool->block_bytes);
+}
+
+struct kivi_block *kivi_pool_take(struct kivi_pool *pool, kivi_error *error)
+{
+    struct kivi_block *block;
+
+    if (!pool->free && grow(pool, error) != KIVI_OK)
+        return NULL;
+    block = pool->free;
+    pool->free = block->next_free;
+    pool->n_free--;
+    block->slab->n_free--;
+    block->references = 1;
+    return block;
+}
+
+void kivi_pool_drop(struct kivi_pool *pool, struct kivi_block *block)
+{
+    if (--block->references > 0)
+        return;
+    block->next_free = pool->free;
+    pool->free = block;
+    pool->n_free++;
+    block->slab->n_free++;
+}
+
+kivi_status kivi_pool_privatize(struct kivi_pool *pool, struct kivi_block **block,
+                                kivi_error *error)
+{
+    const struct kivi_pool_source *source = pool->source;
+    struct kivi_block *copy;
+    kivi_status status;
+
+    if ((*block)->references == 1)
+        return KIVI_OK;
+    copy = kivi_pool_take(pool, error);
+    if (!copy)
+        return error ? error->status : KIVI_ERROR_MEMORY;
+    status = source->backend->block_copy(source->context, copy->memory, (*block)->memory,
+                                         pool->block_bytes, error);
+    if (status != KIVI_OK) {
+        kivi_pool_drop(pool, copy);
+        return status;
+    }
+    kivi_pool_drop(pool, *block);
+    *block = copy;
+    return KIVI_OK;
+}
+
+uint64_t kivi_pool_trim(struct kivi_pool *pool)
+{
+    struct kivi_pool_source *source = pool->source;
+    struct kivi_block **free_link = &pool->free;
+    struct kivi_slab **link = &pool->slabs;
+    uint64_t bytes = 0;
+
+    while (*free_link) {
+        if ((*free_link)->slab->n_free == (*free_link)->slab->n_blocks)
+            *free_link = (*free_link)->next_free;
+        else
+            free_link = &(*free_link)->next_free;
+    }
+    while (*link) {
+        struct kivi_slab *slab = *link;
+        const size_t size = slab->n_blocks * pool->block_bytes;
+
+        if (slab->n_free < slab->n_blocks) {
+            link = &slab->next;
+            continue;
+        }
+        *link = slab->next;
+        source->backend->block_free(source->context, slab->memory, size);
+        pool->n_blocks -= slab->n_blocks;
+        pool->n_free -= slab->n_blocks;
+        source->reserved -= size;
+        bytes += size;
+        kivi_heap_free(source->heap, slab, slab_size(slab->n_blocks));
+    }
+    return bytes;
+}

@@ -1,0 +1,58 @@
+/*
+ * Blocks of one size, reference counted: pages or windows. Memory comes from the backend in slabs
+ * that grow with the pool. The cache's lock protects every call.
+ */
+#ifndef KIVI_POOL_H
+#define KIVI_POOL_H
+
+#include "backend.h"
+#include "memory.h"
+
+struct kivi_block {
+    void *memory; /* the backend's: not for the host to read unless the backend is a CPU */
+    uint32_t references;
+    struct kivi_slab *slab;
+    struct kivi_block *next_free;
+    /* For statistics, which count shared blocks once. */
+    uint64_t epoch;
+    uint64_t k_counted, v_counted;
+};
+
+struct kivi_slab {
+    struct kivi_slab *next;
+    void *memory;
+    size_t n_blocks, n_free;
+    struct kivi_block blocks[];
+};
+
+/* What the pools of one cache share. */
+struct kivi_pool_source {
+    const struct kivi_backend *backend;
+    void *context;          /* the backend's */
+    struct kivi_heap *heap; /* for descriptors */
+    uint64_t reserved;      /* bytes taken from the backend by all pools */
+    uint64_t budget;        /* of them, at most; 0: no limit */
+};
+
+struct kivi_pool {
+    struct kivi_pool_source *source;
+    size_t block_bytes;
+    size_t n_blocks, n_free;
+    struct kivi_slab *slabs;
+    struct kivi_block *free;
+};
+
+/* A block with one reference and undefined contents, or NULL with *error filled in. */
+struct kivi_block *kivi_pool_take(struct kivi_pool *pool, kivi_error *error);
+
+/* Drops one reference; the last one makes the block free. */
+void kivi_pool_drop(struct kivi_pool *pool, struct kivi_block *block);
+
+/* Makes *block private: a block with other references is copied and its reference moved. */
+kivi_status kivi_pool_privatize(struct kivi_pool *pool, struct kivi_block **block,
+                                kivi_error *error);
+
+/* Gives slabs without blocks in use back to the backend; returns their bytes. */
+uint64_t kivi_pool_trim(struct kivi_pool *pool);
+
+#endif

@@ -1,0 +1,400 @@
+/*
+ * One call of kivi_run, from the items that the caller described to the backend and back: validate,
+ * mark the layers, reserve memory, let the backend work, make the result visible.
+ */
+#include "cache.h"
+
+#include <math.h>
+#include <string.h>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+#define MAX_PARTS 1024u
+#define FAR_POSITION ((uint64_t)1 << 62) /* above every length, and no sum of it overflows */
+
+struct kivi_work {
+    kivi_cache *cache;
+    struct kivi_step step;
+    size_t bytes;             /* of this allocation */
+    struct kivi_layer **layers; /* of each item */
+    struct kivi_step_item items[];
+};
+
+void kivi_attention_init(kivi_attention *attention)
+{
+    if (!attention)
+        return;
+    memset(attention, 0, sizeof *attention);
+    attention->size = sizeof *attention;
+}
+
+static kivi_status resolve_attention(const kivi_cache *cache, const kivi_attention *given,
+                                     kivi_attention *attention, kivi_error *error)
+{
+    const struct kivi_geometry *g = &cache->geometry;
+    uint32_t i;
+
+    kivi_attention_init(attention);
+    if (given) {
+        if (given->size != sizeof *given)
+            return kivi_fail(error, KIVI_ERROR_ARGUMENT,
+                             "attention.size is %zu, not %zu: call kivi_attention_init first",
+                             given->size, sizeof *given);
+        *attention = *given;
+    }
+    if (attention->precision != KIVI_STANDARD && attention->precision != KIVI_PRECISE)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "precision is %d, not standard or precise",
+                         (int)attention->precision);
+    if (!isfinite(attention->scale))
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "scale is not finite");
+    if (!isfinite(attention->softcap) || attention->softcap < 0)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "softcap is negative or not finite");
+    if (attention->sink_logits && cache->memory == KIVI_MEMORY_HOST)
+        for (i = 0; i < g->n_q_heads; i++)
+            if (isnan(attention->sink_logits[i]) || attention->sink_logits[i] == INFINITY)
+                return kivi_fail(error, KIVI_ERROR_ARGUMENT, "sink_logits[%u] is not finite", i);
+    if (attention->scale == 0)
+        attention->scale = 1.0f / sqrtf((float)g->k_dim);
+    return KIVI_OK;
+}
+
+/* Fills in dense strides. `name` and `index` are for the message. */
+static kivi_status resolve_array(const void *data, kivi_dtype dtype, int is_output,
+                                 ptrdiff_t *token_stride, ptrdiff_t *head_stride, uint32_t heads,
+                                 uint32_t dim, const char *name, size_t index, kivi_error *error)
+{
+    if (!data)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s.data is NULL", index, name);
+    if (dtype != KIVI_F32 && dtype != KIVI_F16 && (is_output || dtype != KIVI_BF16))
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s.dtype is %d", index, name,
+                         (int)dtype);
+    if (*token_stride == 0 && *head_stride == 0) {
+        *head_stride = (ptrdiff_t)dim;
+        *token_stride = (ptrdiff_t)heads * (ptrdiff_t)dim;
+    }
+    return KIVI_OK;
+}
+
+#define RESOLVE(view, output, heads, dim)                                                          \
+    resolve_array(io->view.data, io->view.dtype, output, &io->view.token_stride,                   \
+                  &io->view.head_stride, heads, dim, #view, index, error)
+
+static kivi_status resolve_item(const kivi_cache *cache, kivi_item *io, size_t index,
+                                kivi_error *error)
+{
+    const struct kivi_geometry *g = &cache->geometry;
+    kivi_status status = KIVI_OK;
+
+    if (io->n_new > UINT32_MAX || io->n_q > UINT32_MAX)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s is more than 2^32 - 1", index,
+                         io->n_new > UINT32_MAX ? "n_new" : "n_q");
+    if (io->n_new && (status = RESOLVE(k, 0, g->n_kv_heads, g->k_dim)) == KIVI_OK)
+        status = RESOLVE(v, 0, g->n_kv_heads, g->v_dim);
+    if (status == KIVI_OK && io->n_q && (status = RESOLVE(q, 0, g->n_q_heads, g->k_dim)) == KIVI_OK)
+        status = RESOLVE(out, 1, g->n_q_heads, g->v_dim);
+    return status;
+}
+
+/* Finds the layers and marks them as at work; on failure marks none. */
+static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t layer,
+                        kivi_error *error)
+{
+    uint64_t more = 0;
+    kivi_status status = KIVI_OK;
+    size_t i;
+
+    for (i = 0; i < work->step.n_items && status == KIVI_OK; i++) {
+        const kivi_item *io = &work->items[i].io;
+        struct kivi_sequence *sequence = kivi_sequence_find(cache, io->seq, error);
+
+        if (!sequence) {
+            status = error->status;
+            break;
+        }
+        work->layers[i] = &sequence->layers[layer];
+        more += io->n_new;
+        if (cache->capacity && more > cache->capacity - cache->layer_tokens[layer])
+            status = kivi_fail(error, KIVI_ERROR_CAPACITY,
+                               "capacity: layer %u holds %llu tokens, %llu more exceed %llu", layer,
+                               (unsigned long long)cache->layer_tokens[layer],
+                               (unsigned long long)more, (unsigned long long)cache->capacity);
+        else if (work->layers[i]->writers || (io->n_new && work->layers[i]->readers))
+            status = kivi_fail(error, KIVI_ERROR_BUSY,
+                               "items[%zu]: another item or call is working on layer %u of sequence %llu",
+                               i, layer, (unsigned long long)io->seq);
+        else if (io->n_new)
+            work->layers[i]->writers++;
+        else
+            work->layers[i]->readers++;
+        if (status != KIVI_OK)
+            break;
+    }
+    if (status != KIVI_OK) {
+        while (i-- > 0) {
+            if (work->items[i].io.n_new)
+                work->layers[i]->writers--;
+            else
+                work->layers[i]->readers--;
+        }
+    }
+    return status;
+}
+
+/* Ends the marking; the layers give back what their spans do not need. */
+static void unmark(kivi_cache *cache, struct kivi_work *work)
+{
+    size_t i;
+
+    for (i = 0; i < work->step.n_items; i++) {
+        if (work->items[i].io.n_new) {
+            kivi_layer_shrink(cache, work->step.layer, work->layers[i]);
+            work->layers[i]->writers--;
+        } else {
+            work->layers[i]->readers--;
+        }
+    }
+}
+
+/* Memory for every item; spans and pages as the backend will see them. */
+static kivi_status reserve(kivi_cache *cache, struct kivi_work *work, uint32_t layer,
+                           kivi_error *error)
+{
+    size_t i;
+
+    for (i = 0; i < work->step.n_items; i++) {
+        struct kivi_step_item *item = &work->items[i];
+        struct kivi_layer *l = work->layers[i];
+        kivi_status status;
+
+        item->before = l->span;
+        item->after = kivi_layer_after(cache, l, item->io.n_new);
+        if (item->io.n_new) {
+            status = kivi_layer_reserve(cache, layer, l, &item->after, error);
+            if (status != KIVI_OK)
+                return status;
+        }
+        if (item->io.q_position == KIVI_NEWEST) {
+            if (item->io.n_q > item->after.n)
+                return kivi_fail(error, KIVI_ERROR_ARGUMENT,
+                                 "items[%zu].n_q is %llu, the sequence has %llu tokens", i,
+                                 (unsigned long long)item->io.n_q,
+                                 (unsigned long long)item->after.n);
+            item->io.q_position = item->after.n - item->io.n_q;
+        }
+        if (item->io.q_position > FAR_POSITION)
+            item->io.q_position = FAR_POSITION;
+        item->pages = l->pages;
+        item->window = l->window ? l->window->memory : NULL;
+    }
+    return KIVI_OK;
+}
+
+static struct kivi_work *new_work(kivi_cache *cache, size_t n_items)
+{
+    const size_t per_item = sizeof(struct kivi_step_item) + sizeof(struct kivi_layer *);
+    struct kivi_work *work;
+    size_t bytes;
+
+    if (n_items > (SIZE_MAX - sizeof *work) / per_item)
+        return NULL;
+    bytes = sizeof *work + n_items * per_item;
+    work = kivi_heap_alloc(&cache->heap, bytes, 1);
+    if (!work)
+        return NULL;
+    work->cache = cache;
+    work->bytes = bytes;
+    work->layers = (struct kivi_layer **)(void *)(work->items + n_items);
+    work->step.geometry = &cache->geometry;
+    work->step.items = work->items;
+    work->step.n_items = n_items;
+    return work;
+}
+
+static kivi_status fill(kivi_cache *cache, struct kivi_work *work, uint32_t layer,
+                        const kivi_item *items, const kivi_attention *attention, uint32_t n_parts,
+                        kivi_error *error)
+{
+    kivi_status status = resolve_attention(cache, attention, &work->step.attention, error);
+    size_t i;
+
+    work->step.layer = layer;
+    work->step.n_parts = n_parts;
+    for (i = 0; i < work->step.n_items && status == KIVI_OK; i++) {
+        work->items[i].io = items[i];
+        status = resolve_item(cache, &work->items[i].io, i, error);
+    }
+    return status;
+}
+
+kivi_status kivi_work_begin(kivi_cache *cache, uint32_t layer, const kivi_item *items,
+                            size_t n_items, const kivi_attention *attention, uint32_t n_parts,
+                            kivi_work **work, kivi_error *error)
+{
+    struct kivi_work *w;
+    kivi_status status;
+    KIVI_DETAIL(error);
+
+    if (!cache || !work || (n_items && !items))
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
+                         !cache ? "cache" : !work ? "work" : "items");
+    *work = NULL;
+    if (layer >= cache->geometry.n_layers)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "layer is %u of %u", layer,
+                         cache->geometry.n_layers);
+    if (n_parts < 1 || n_parts > MAX_PARTS)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n_parts is %u, not 1 to %u", n_parts,
+                         MAX_PARTS);
+    w = new_work(cache, n_items);
+    if (!w)
+        return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for a call of %zu items", n_items);
+    status = fill(cache, w, layer, items, attention, n_parts, error);
+    if (status == KIVI_OK) {
+        kivi_lock_take(&cache->lock);
+        status = mark(cache, w, layer, error);
+        if (status == KIVI_OK) {
+            status = reserve(cache, w, layer, error);
+            if (status != KIVI_OK)
+                unmark(cache, w);
+        }
+        kivi_lock_release(&cache->lock);
+    }
+    if (status == KIVI_OK) {
+        status = cache->backend->begin(cache->context, &w->step, error);
+        if (status != KIVI_OK) {
+            kivi_lock_take(&cache->lock);
+            unmark(cache, w);
+            kivi_lock_release(&cache->lock);
+        }
+    }
+    if (status != KIVI_OK) {
+        kivi_heap_free(&cache->heap, w, w->bytes);
+        return status;
+    }
+    *work = w;
+    return kivi_succeed(error);
+}
+
+uint32_t kivi_work_phases(const kivi_work *work)
+{
+    return work ? work->step.n_phases : 0;
+}
+
+void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part)
+{
+    if (work && phase < work->step.n_phases && part < work->step.n_parts)
+        work->cache->backend->part(work->cache->context, &work->step, phase, part);
+}
+
+static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
+{
+    kivi_cache *cache = work->cache;
+    const kivi_status status = cache->backend->end(cache->context, &work->step, apply, error);
+    size_t i;
+
+    kivi_lock_take(&cache->lock);
+    for (i = 0; apply && status == KIVI_OK && i < work->step.n_items; i++) {
+        work->layers[i]->span = work->items[i].after;
+        cache->layer_tokens[work->step.layer] += work->items[i].io.n_new;
+    }
+    unmark(cache, work);
+    kivi_lock_release(&cache->lock);
+    kivi_heap_free(&cache->heap, work, work->bytes);
+    return status;
+}
+
+kivi_status kivi_work_end(kivi_work *work, kivi_error *error)
+{
+    kivi_status status;
+    KIVI_DETAIL(error);
+
+    if (!work)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "work is NULL");
+    status = finish(work, 1, error);
+    return status == KIVI_OK ? kivi_succeed(error) : status;
+}
+
+void kivi_work_cancel(kivi_work *work)
+{
+    kivi_error error;
+
+    if (work)
+        finish(work, 0, &error);
+}
+
+static uint32_t team_size(const kivi_cache *cache)
+{
+#if defined(_OPENMP)
+    int n = cache->n_threads ? (int)cache->n_threads : omp_get_max_threads();
+
+    if (omp_in_parallel()) /* the caller has a team already: do not start one within it */
+        n = 1;
+    return n < 1 ? 1 : n > (int)MAX_PARTS ? MAX_PARTS : (uint32_t)n;
+#else
+    (void)cache;
+    return 1;
+#endif
+}
+
+kivi_status kivi_run(kivi_cache *cache, uint32_t layer, const kivi_item *items, size_t n_items,
+                     const kivi_attention *attention, kivi_error *error)
+{
+    kivi_work *work;
+    kivi_status status;
+    uint32_t phase, n_phases, n_parts;
+    KIVI_DETAIL(error);
+
+    if (!cache)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "cache is NULL");
+    n_parts = team_size(cache);
+    status = kivi_work_begin(cache, layer, items, n_items, attention, n_parts, &work, error);
+    if (status != KIVI_OK)
+        return status;
+    n_phases = kivi_work_phases(work);
+    n_parts = work->step.n_parts;
+    for (phase = 0; phase < n_phases; phase++) {
+        int part;
+
+#if defined(_OPENMP)
+#pragma omp parallel for num_threads((int)n_parts) schedule(static, 1) if (n_parts > 1)
+#endif
+        for (part = 0; part < (int)n_parts; part++)
+            kivi_work_part(work, phase, (uint32_t)part);
+    }
+    return kivi_work_end(work, error);
+}
+
+kivi_status kivi_forward(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64_t n,
+                         const float *k, const float *v, const float *q, float *out,
+                         const kivi_attention *attention, kivi_error *error)
+{
+    const kivi_item item = {
+        .seq = seq,
+        .n_new = n,
+        .k = {k, KIVI_F32, 0, 0},
+        .v = {v, KIVI_F32, 0, 0},
+        .n_q = n,
+        .q = {q, KIVI_F32, 0, 0},
+        .out = {out, KIVI_F32, 0, 0},
+        .q_position = KIVI_NEWEST,
+    };
+
+    return kivi_run(cache, layer, &item, 1, attention, error);
+}
+
+kivi_status kivi_append(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64_t n, kivi_in k,
+                        kivi_in v, kivi_error *error)
+{
+    const kivi_item item = {.seq = seq, .n_new = n, .k = k, .v = v, .q_position = KIVI_NEWEST};
+
+    return kivi_run(cache, layer, &item, 1, NULL, error);
+}
+
+kivi_status kivi_attend(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64_t n, kivi_in q,
+                        kivi_out out, const kivi_attention *attention, kivi_error *error)
+{
+    const kivi_item item = {.seq = seq, .n_q = n, .q = q, .out = out, .q_position = KIVI_NEWEST};
+
+    return kivi_run(cache, layer, &item, 1, attention, error);
+}

@@ -1,0 +1,485 @@
+/* One part's share of the attention, and the merge of what several parts share. */
+#include <math.h>
+#include <string.h>
+
+#include "../core/half.h"
+#include "driver.h"
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t round_up(uint64_t n, uint64_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
+/* ------------------------------------------------------------ where tokens lie */
+
+/* Rows of the ring at `slot`, or staged ones from `staged` on. */
+static struct kivi_run_of_tokens rows_at(const struct kivi_step_item *item, uint64_t position,
+                                         const uint16_t *ring_row, uint32_t ring,
+                                         const uint16_t *staged, uint32_t dim)
+{
+    struct kivi_run_of_tokens run;
+
+    run.stride = dim;
+    if (position < item->before.n) {
+        run.data = ring_row;
+        run.n_tokens = min_u64(item->before.n - position, ring - position % ring);
+    } else {
+        run.data = staged + (size_t)(position - item->before.n) * dim;
+        run.n_tokens = item->after.n - position;
+    }
+    return run;
+}
+
+/* Blocks of a page; at 16 bits they are rows. */
+static struct kivi_run_of_tokens blocks_at(const struct kivi_layout *l, const void *block,
+                                           uint64_t position, uint64_t packed, uint32_t page_tokens)
+{
+    struct kivi_run_of_tokens run;
+
+    run.n_tokens = min_u64(packed - position, page_tokens - position % page_tokens);
+    run.stride = l->bits == 16 ? l->dim : 0;
+    run.data = l->bits == 16
+                   ? (const uint16_t *)block + (size_t)(position % l->tokens) * l->dim
+                   : block;
+    return run;
+}
+
+struct kivi_run_of_tokens kivi_find_keys(const struct kivi_plan *plan, size_t index, uint32_t head,
+                                         uint64_t position)
+{
+    const struct kivi_geometry *g = plan->step->geometry;
+    const struct kivi_layer_geometry *l = &g->layers[plan->step->layer];
+    const struct kivi_step_item *item = &plan->step->items[index];
+
+    if (position < item->before.k_packed)
+        return blocks_at(&l->k,
+                         kivi_page_keys(l, item->pages[position / l->page_tokens], head, position),
+                         position, item->before.k_packed, l->page_tokens);
+    return rows_at(item, position, kivi_window_key(g, item->window, head, position), g->k_ring,
+                   plan->staged_k[index] + (size_t)head * item->io.n_new * g->k_dim, g->k_dim);
+}
+
+struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t index,
+                                           uint32_t head, uint64_t position)
+{
+    const struct kivi_geometry *g = plan->step->geometry;
+    const struct kivi_layer_geometry *l = &g->layers[plan->step->layer];
+    const struct kivi_step_item *item = &plan->step->items[index];
+
+    if (position < item->before.v_packed)
+        return blocks_at(&l->v,
+                         kivi_page_values(l, item->pages[position / l->page_tokens], head,
+                                          position),
+                         position, item->before.v_packed, l->page_tokens);
+    return rows_at(item, position, kivi_window_value(g, item->window, head, position), g->v_ring,
+                   plan->staged_v[index] + (size_t)head * item->io.n_new * g->v_dim, g->v_dim);
+}
+
+/* ------------------------------------------------------------------ one chunk */
+
+/* A task in the hands of a part. */
+struct work {
+    const struct kivi_plan *plan;
+    const struct kivi_task *task;
+    struct kivi_part *part;
+    const struct kivi_layer_geometry *layer;
+    float max[KIVI_ROW_BLOCK], sum[KIVI_ROW_BLOCK]; /* of each row so far */
+};
+
+/* Scores of tokens [begin, end), begin a multiple of KIVI_UNIT, into part->scores. */
+static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
+{
+    const struct kivi_kernels *kernels = w->plan->kernels;
+    const struct kivi_step *step = w->plan->step;
+    const struct kivi_task *task = w->task;
+    const struct kivi_step_item *item = &step->items[task->item];
+    const struct kivi_layout *l = &w->layer->k;
+    const uint64_t sinks = min_u64(step->geometry->n_sink, item->before.k_packed);
+    uint64_t t = begin;
+
+    while (t < end) {
+        const struct kivi_run_of_tokens run = kivi_find_keys(w->plan, task->item, task->kv_head, t);
+        uint64_t n = min_u64(run.n_tokens, end - t);
+        float *scores = w->part->scores + (t - begin);
+
+        if (run.stride) {
+            kernels->f16_scores(l->dim, w->part->q, l->dim_pad, task->n_rows, run.data, run.stride,
+                                (uint32_t)n, scores, KIVI_CHUNK);
+        } else {
+            n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
+            kernels->k_scores(l, w->part->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
+                              scores, KIVI_CHUNK, step->attention.precision);
+        }
+        t += n;
+    }
+    if (begin < sinks) /* in full precision whatever their codes are */
+        kernels->f16_scores(l->dim, w->part->q, l->dim_pad, task->n_rows,
+                            kivi_sink_key(step->geometry, item->window, task->kv_head, begin),
+                            l->dim, (uint32_t)(min_u64(sinks, end) - begin), w->part->scores,
+                            KIVI_CHUNK);
+}
+
+/* Scores to unnormalized weights; tokens that a row does not see get 0. */
+static void weigh_chunk(struct work *w, uint64_t begin, uint64_t end)
+{
+    const struct kivi_kernels *kernels = w->plan->kernels;
+    const struct kivi_step *step = w->plan->step;
+    const kivi_attention *attention = &step->attention;
+    const uint32_t n = (uint32_t)(end - begin), padded = (uint32_t)round_up(n, KIVI_TILE);
+    uint32_t r, t;
+
+    for (r = 0; r < w->task->n_rows; r++) {
+        const uint64_t position = step->items[w->task->item].io.q_position
+                                  + (w->task->first_row + r) / step->geometry->heads_per_kv;
+        const uint64_t first = attention->window && position >= attention->window
+                                   ? position - attention->window + 1
+                                   : 0;
+        float *scores = w->part->scores + (size_t)r * KIVI_CHUNK;
+        const uint32_t seen_from = first > begin ? (uint32_t)(min_u64(first, end) - begin) : 0;
+        uint32_t seen_to = position < end ? (uint32_t)(position + 1 > begin ? position + 1 - begin
+                                                                            : 0)
+                                          : n;
+        float max;
+
+        seen_to = seen_to > seen_from ? seen_to : seen_from;
+        for (t = 0; t < seen_from; t++)
+            scores[t] = 0;
+        for (t = seen_to; t < padded; t++)
+            scores[t] = 0;
+        if (seen_from == seen_to)
+            continue;
+        scores += seen_from;
+        if (attention->softcap > 0)
+            kernels->softcap(scores, seen_to - seen_from, attention->softcap);
+        max = kernels->max(scores, seen_to - seen_from);
+        if (max > w->max[r]) {
+            const float shrink = expf(w->max[r] - max); /* 0 at the first chunk */
+
+            if (w->sum[r] > 0) {
+                w->sum[r] *= shrink;
+                kernels->scale(w->part->out + (size_t)r * w->layer->v.dim_pad, w->layer->v.dim,
+                               shrink);
+            }
+            w->max[r] = max;
+        }
+        w->sum[r] += kernels->exp_sum(scores, seen_to - seen_from, w->max[r]);
+    }
+}
+
+static void clear_weights(struct work *w, uint64_t from, uint64_t to)
+{
+    uint32_t r;
+
+    for (r = 0; from < to && r < w->task->n_rows; r++)
+        memset(w->part->scores + (size_t)r * KIVI_CHUNK + from, 0,
+               (size_t)(to - from) * sizeof *w->part->scores);
+}
+
+/* out += weights . values, over tokens [begin, end). */
+static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
+{
+    const struct kivi_kernels *kernels = w->plan->kernels;
+    const struct kivi_step *step = w->plan->step;
+    const struct kivi_task *task = w->task;
+    const struct kivi_step_item *item = &step->items[task->item];
+    const struct kivi_layout *l = &w->layer->v;
+    const uint64_t packed = min_u64(item->before.v_packed, end);
+    const uint64_t sinks = min_u64(step->geometry->n_sink, packed);
+    struct kivi_part *part = w->part;
+    uint64_t t, n;
+
+    for (t = packed > begin ? packed : begin; t < end; t += n) {
+        const struct kivi_run_of_tokens run = kivi_find_values(w->plan, task->item, task->kv_head,
+                                                               t);
+
+        n = min_u64(run.n_tokens, end - t);
+        kernels->f16_accumulate(l->dim, part->scores + (t - begin), KIVI_CHUNK, task->n_rows,
+                                run.data, run.stride, (uint32_t)n, part->out, l->dim_pad);
+    }
+    if (begin >= packed)
+        return;
+    /* Packed blocks are summed whole, so tokens of theirs that were summed above count no more. */
+    clear_weights(w, packed - begin, min_u64(round_up(packed, KIVI_TILE) - begin, KIVI_CHUNK));
+    if (begin < sinks) {
+        kernels->f16_accumulate(l->dim, part->scores, KIVI_CHUNK, task->n_rows,
+                                kivi_sink_value(step->geometry, item->window, task->kv_head, begin),
+                                l->dim, (uint32_t)(sinks - begin), part->out, l->dim_pad);
+        clear_weights(w, 0, sinks - begin);
+    }
+    for (t = begin; t < packed; t += n) {
+        const struct kivi_run_of_tokens run = kivi_find_values(w->plan, task->item, task->kv_head,
+                                                               t);
+        const float *weights = part->scores + (t - begin);
+
+        n = min_u64(run.n_tokens, packed - t);
+        if (run.stride)
+            kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data,
+                                    run.stride, (uint32_t)n, part->out, l->dim_pad);
+        else
+            kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data,
+                                  (uint32_t)(round_up(n, KIVI_TILE) / KIVI_TILE), part->out,
+                                  step->attention.precision);
+    }
+}
+
+/* ---------------------------------------------------------------- rows in and out */
+
+/* Queries times the softmax scale, at most: no score of 512 channels of f16 then overflows f32. */
+#define MAX_QUERY 1e30f
+
+/* The task's query rows to f32, times the softmax scale. Returns 0 if one is not finite. */
+static int load_queries(struct work *w)
+{
+    const struct kivi_step *step = w->plan->step;
+    const struct kivi_geometry *g = step->geometry;
+    const kivi_in *q = &step->items[w->task->item].io.q;
+    const struct kivi_layout *l = &w->layer->k;
+    uint32_t r, c;
+
+    for (r = 0; r < w->task->n_rows; r++) {
+        const uint64_t row = w->task->first_row + r;
+        const uint64_t token = row / g->heads_per_kv;
+        const uint32_t head = w->task->kv_head * g->heads_per_kv + (uint32_t)(row % g->heads_per_kv);
+        const ptrdiff_t at = (ptrdiff_t)token * q->token_stride + (ptrdiff_t)head * q->head_stride;
+        float *to = w->part->q + (size_t)r * l->dim_pad;
+        int finite = 1;
+
+        for (c = 0; c < l->dim; c++) {
+            float x;
+
+            if (q->dtype == KIVI_F32)
+                x = ((const float *)q->data)[at + (ptrdiff_t)c];
+            else if (q->dtype == KIVI_F16)
+                x = kivi_f32_from_f16(((const uint16_t *)q->data)[at + (ptrdiff_t)c]);
+            else
+                x = kivi_f32_from_bf16(((const uint16_t *)q->data)[at + (ptrdiff_t)c]);
+            to[c] = x * step->attention.scale;
+            finite &= fabsf(to[c]) <= MAX_QUERY; /* false for NaN */
+        }
+        for (; c < l->dim_pad; c++)
+            to[c] = 0;
+        if (!finite) {
+            w->part->bad_name = "q";
+            w->part->bad_item = w->task->item;
+            w->part->bad_token = token;
+            w->part->bad_head = head;
+            return 0;
+        }
+    }
+    return 1;
+}
+
+/* Normalizes row r of the task and writes it where the caller wants it. */
+static void write_row(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t r,
+                      const float *row, float max, float sum)
+{
+    const struct kivi_step *step = plan->step;
+    const struct kivi_geometry *g = step->geometry;
+    const kivi_item *io = &step->items[task->item].io;
+    const uint64_t token = (task->first_row + r) / g->heads_per_kv;
+    const uint32_t head = task->kv_head * g->heads_per_kv + (task->first_row + r) % g->heads_per_kv;
+    const ptrdiff_t at = (ptrdiff_t)token * io->out.token_stride
+                         + (ptrdiff_t)head * io->out.head_stride;
+    float factor;
+    uint32_t c;
+
+    if (step->attention.sink_logits && step->attention.sink_logits[head] > -INFINITY) {
+        const float sink = step->attention.sink_logits[head];
+
+        /* The row's own maximum stays the unit unless the sink is far above it. */
+        if (sum == 0) {
+            max = sink;
+            sum = 1;
+        } else if (sink - max > 80.0f) {
+            factor = expf(max - sink);
+            sum = 1 + sum * factor;
+            if (io->lse)
+                io->lse[token * g->n_q_heads + head] = sink + logf(sum);
+            factor /= sum;
+            goto write;
+        } else {
+            sum += expf(sink - max);
+        }
+    }
+    factor = sum > 0 ? 1.0f / sum : 0.0f;
+    if (io->lse)
+        io->lse[token * g->n_q_heads + head] = sum > 0 ? max + logf(sum) : -INFINITY;
+write:
+    for (c = 0; c < g->v_dim; c++) {
+        if (io->out.dtype == KIVI_F32)
+            ((float *)io->out.data)[at + (ptrdiff_t)c] = row[c] * factor;
+        else
+            ((uint16_t *)io->out.data)[at + (ptrdiff_t)c] = kivi_f16_from_f32(row[c] * factor);
+    }
+}
+
+/* ------------------------------------------------------------------- parts */
+
+static uint64_t cost_at(const struct kivi_plan *plan, uint32_t part)
+{
+    const uint64_t n = plan->step->n_parts;
+
+    /* Without overflow for costs up to 2^64 / 1024. */
+    return plan->total_cost / n * part + plan->total_cost % n * part / n;
+}
+
+/* Units [*from, *to) of the task belong to the part. */
+static void share_of(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t part,
+                     uint64_t *from, uint64_t *to)
+{
+    const uint64_t begin = cost_at(plan, part), end = cost_at(plan, part + 1);
+    const uint64_t cost = task->unit_cost;
+
+    *from = begin > task->cost_before
+                ? min_u64((begin - task->cost_before + cost - 1) / cost, task->n_units)
+                : 0;
+    *to = end > task->cost_before ? min_u64((end - task->cost_before + cost - 1) / cost, task->n_units)
+                                  : 0;
+}
+
+/* The first task that ends after `cost`. */
+static size_t task_at(const struct kivi_plan *plan, uint64_t cost)
+{
+    size_t low = 0, high = plan->n_tasks;
+
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        const struct kivi_task *task = &plan->tasks[middle];
+
+        if (task->cost_before + task->n_units * task->unit_cost <= cost)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static float *partial_of(const struct kivi_plan *plan, uint32_t part, int begun_earlier)
+{
+    return plan->parts[part].partial + (begun_earlier ? 0 : plan->partial_floats);
+}
+
+static void attend_task(struct work *w, uint64_t from, uint64_t to, uint32_t part)
+{
+    const struct kivi_task *task = w->task;
+    const uint32_t width = w->layer->v.dim_pad;
+    const uint64_t end = min_u64(task->begin + to * KIVI_UNIT, task->end);
+    uint64_t t = task->begin + from * KIVI_UNIT;
+    uint32_t r;
+
+    if (!load_queries(w))
+        return;
+    memset(w->part->out, 0, (size_t)task->n_rows * width * sizeof *w->part->out);
+    for (r = 0; r < task->n_rows; r++) {
+        w->max[r] = -INFINITY;
+        w->sum[r] = 0;
+    }
+    while (t < end) {
+        const uint64_t next = min_u64((t / KIVI_CHUNK + 1) * KIVI_CHUNK, end);
+
+        score_chunk(w, t, next);
+        weigh_chunk(w, t, next);
+        sum_chunk(w, t, next);
+        t = next;
+    }
+    if (from == 0 && to == task->n_units) {
+        for (r = 0; r < task->n_rows; r++)
+            write_row(w->plan, task, r, w->part->out + (size_t)r * width, w->max[r], w->sum[r]);
+    } else {
+        float *partial = partial_of(w->plan, part, from > 0);
+
+        memcpy(partial, w->part->out, (size_t)task->n_rows * width * sizeof *partial);
+        memcpy(partial + KIVI_ROW_BLOCK * width, w->max, sizeof w->max);
+        memcpy(partial + KIVI_ROW_BLOCK * (width + 1), w->sum, sizeof w->sum);
+    }
+}
+
+void kivi_attend_part(struct kivi_plan *plan, uint32_t part)
+{
+    struct work w = {.plan = plan, .part = &plan->parts[part]};
+    size_t i;
+
+    w.layer = &plan->step->geometry->layers[plan->step->layer];
+    for (i = task_at(plan, cost_at(plan, part)); i < plan->n_tasks; i++) {
+        uint64_t from, to;
+
+        w.task = &plan->tasks[i];
+        if (w.task->cost_before >= cost_at(plan, part + 1))
+            break;
+        share_of(plan, w.task, part, &from, &to);
+        if (from < to)
+            attend_task(&w, from, to, part);
+    }
+}
+
+/* Adds the partial result of a later part to the row: the log-sum-exp merge. */
+static void merge_row(float *out, float *max, float *sum, const float *other, float other_max,
+                      float other_sum, uint32_t n)
+{
+    float keep, add;
+    uint32_t c;
+
+    if (other_sum == 0)
+        return;
+    keep = *max >= other_max ? 1.0f : expf(*max - other_max);
+    add = other_max >= *max ? 1.0f : expf(other_max - *max);
+    for (c = 0; c < n; c++)
+        out[c] = out[c] * keep + other[c] * add;
+    *sum = *sum * keep + other_sum * add;
+    *max = *max >= other_max ? *max : other_max;
+}
+
+/* Merges into the result of the first part that has a share of the task. */
+static void merge_task(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t first)
+{
+    const struct kivi_layout *l = &plan->step->geometry->layers[plan->step->layer].v;
+    const uint32_t width = l->dim_pad;
+    float *result = partial_of(plan, first, 0);
+    float *max = result + KIVI_ROW_BLOCK * width, *sum = max + KIVI_ROW_BLOCK;
+    uint64_t from, to;
+    uint32_t r, p;
+
+    for (p = first + 1; p < plan->step->n_parts; p++) {
+        const float *other = partial_of(plan, p, 1);
+
+        share_of(plan, task, p, &from, &to);
+        if (from == to && from == task->n_units)
+            break;
+        if (from == to)
+            continue;
+        for (r = 0; r < task->n_rows; r++)
+            merge_row(result + (size_t)r * width, &max[r], &sum[r], other + (size_t)r * width,
+                      other[KIVI_ROW_BLOCK * width + r], other[KIVI_ROW_BLOCK * (width + 1) + r],
+                      l->dim);
+    }
+    for (r = 0; r < task->n_rows; r++)
+        write_row(plan, task, r, result + (size_t)r * width, max[r], sum[r]);
+}
+
+void kivi_finish_part(struct kivi_plan *plan, uint32_t part)
+{
+    kivi_merge_part(plan, part);
+    kivi_quantize_part(plan, part);
+}
+
+void kivi_merge_part(struct kivi_plan *plan, uint32_t part)
+{
+    const uint64_t cost = cost_at(plan, part + 1);
+    uint64_t from, to;
+    size_t i;
+
+    /* A shared task is merged by the part that began it: the last task of its share. */
+    if (plan->n_tasks == 0 || cost == 0)
+        return;
+    i = task_at(plan, cost - 1);
+    if (i == plan->n_tasks)
+        return;
+    share_of(plan, &plan->tasks[i], part, &from, &to);
+    if (from == 0 && to > 0 && to < plan->tasks[i].n_units)
+        merge_task(plan, &plan->tasks[i], part);
+}

@@ -1,0 +1,86 @@
+/*
+ * The CPU attention driver: splits a step into parts, and runs kernels over tokens wherever they
+ * lie: packed in pages, in f16 in the window, or new in this step ("staged").
+ *
+ * A task is one block of query rows of one kv head of one item; its tokens are cut in units of
+ * KIVI_UNIT. All units of all tasks stand in one line, of which every part takes an equal share by
+ * cost. A task that several parts share leaves a partial result in each, and these
+ * are merged in the order of parts: the result depends on the number of parts and not on timing.
+ */
+#ifndef KIVI_DRIVER_H
+#define KIVI_DRIVER_H
+
+#include "../core/backend.h"
+#include "kernels.h"
+
+#define KIVI_UNIT 128u      /* tokens; a multiple of every group size */
+#define KIVI_CHUNK 256u     /* tokens that are scored, weighed and summed before the next ones */
+#define KIVI_ROW_BLOCK 32u  /* query rows that share one pass over the tokens */
+
+struct kivi_task {
+    uint32_t item, kv_head;
+    uint32_t first_row, n_rows; /* row r is query r / heads_per_kv, head r % heads_per_kv of the group */
+    uint64_t begin, end;        /* tokens that any of the rows sees; begin is a multiple of KIVI_UNIT */
+    uint64_t n_units, unit_cost;
+    uint64_t cost_before; /* of all tasks before this one */
+};
+
+/* What one part of a step has to itself. */
+struct kivi_part {
+    float *q;        /* [KIVI_ROW_BLOCK][k_dim_pad] */
+    float *scores;   /* [KIVI_ROW_BLOCK][KIVI_CHUNK] */
+    float *out;      /* [KIVI_ROW_BLOCK][v_dim_pad] */
+    float *partial;  /* two results: a task begun by an earlier part, one that a later part ends */
+    uint16_t *group; /* [group_size][k_dim], a key group put together from two places */
+    /* The first input found not finite: which == NULL if none. */
+    const char *bad_name;
+    uint64_t bad_item, bad_token;
+    uint32_t bad_head;
+};
+
+/* Scratch of one step. */
+struct kivi_plan {
+    const struct kivi_kernels *kernels;
+    struct kivi_step *step;
+    size_t bytes; /* of this allocation */
+    uint32_t stage_phase, attend_phase, finish_phase; /* UINT32_MAX: not a phase */
+    struct kivi_task *tasks;
+    size_t n_tasks;
+    uint64_t total_cost;
+    struct kivi_part *parts;
+    size_t partial_floats; /* of one partial result: rows x (out, max, sum) */
+    uint16_t **staged_k;   /* of each item: [n_kv_heads][n_new][k_dim] */
+    uint16_t **staged_v;   /* [n_kv_heads][n_new][v_dim] */
+};
+
+/* A run of f16 rows, or of packed blocks, at one token of one kv head. */
+struct kivi_run_of_tokens {
+    const void *data;  /* rows if stride, else blocks */
+    size_t stride;     /* elements from row to row; 0: packed */
+    uint64_t n_tokens; /* to the end of the run */
+};
+
+/* Where tokens from `position` on lie, as the step's queries see them. */
+struct kivi_run_of_tokens kivi_find_keys(const struct kivi_plan *plan, size_t item, uint32_t head,
+                                         uint64_t position);
+struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t item,
+                                           uint32_t head, uint64_t position);
+
+/* Plan of a step, with all its memory from `allocator`; NULL if there is none. */
+struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi_step *step,
+                                 const kivi_allocator *allocator);
+
+/* The work of one part: new rows to f16, attention, merging and quantizing. In this order, each after
+ * all parts of the one before. Nothing that is visible changes. */
+void kivi_stage_part(struct kivi_plan *plan, uint32_t part);
+void kivi_attend_part(struct kivi_plan *plan, uint32_t part);
+void kivi_finish_part(struct kivi_plan *plan, uint32_t part);
+
+/* The steps of kivi_finish_part. */
+void kivi_merge_part(struct kivi_plan *plan, uint32_t part);
+void kivi_quantize_part(struct kivi_plan *plan, uint32_t part);
+
+/* The new rows enter the windows, over rows that are still visible: the last act of a step. */
+void kivi_store(struct kivi_plan *plan);
+
+#endif

@@ -1,0 +1,192 @@
+/*
+ * Before and after the attention: new rows are converted to f16 beside the cache ("staged"); then
+ * what leaves the window is quantized into pages, and the new rows enter the window.
+ */
+#include <string.h>
+
+#include "driver.h"
+
+/* Tokens of one head that are staged or quantized by one part at a time. */
+#define SLAB 128u
+
+static uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+static uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+
+static void stage_rows(struct kivi_plan *plan, uint32_t part_index, size_t index, uint64_t begin,
+                       uint64_t end, uint32_t head, const kivi_in *in, uint16_t *to, uint32_t dim,
+                       const char *name)
+{
+    const size_t sizes[] = {4, 2, 2};
+    struct kivi_part *part = &plan->parts[part_index];
+    uint64_t t;
+
+    for (t = begin; t < end; t++) {
+        const ptrdiff_t at = (ptrdiff_t)t * in->token_stride + (ptrdiff_t)head * in->head_stride;
+        const char *row = (const char *)in->data + at * (ptrdiff_t)sizes[in->dtype];
+
+        if (plan->kernels->to_f16[in->dtype](to + (size_t)t * dim, row, dim) || part->bad_name)
+            continue;
+        part->bad_name = name;
+        part->bad_item = index;
+        part->bad_token = t;
+        part->bad_head = head;
+    }
+}
+
+void kivi_stage_part(struct kivi_plan *plan, uint32_t part)
+{
+    const struct kivi_step *step = plan->step;
+    const struct kivi_geometry *g = step->geometry;
+    uint64_t turn = 0, t;
+    uint32_t head;
+    size_t i;
+
+    for (i = 0; i < step->n_items; i++) {
+        const kivi_item *io = &step->items[i].io;
+
+        for (t = 0; t < io->n_new; t += SLAB) {
+            const uint64_t end = min_u64(t + SLAB, io->n_new);
+
+            for (head = 0; head < g->n_kv_heads; head++) {
+                if (turn++ % step->n_parts != part)
+                    continue;
+                stage_rows(plan, part, i, t, end, head, &io->k,
+                           plan->staged_k[i] + (size_t)head * io->n_new * g->k_dim, g->k_dim, "k");
+                stage_rows(plan, part, i, t, end, head, &io->v,
+                           plan->staged_v[i] + (size_t)head * io->n_new * g->v_dim, g->v_dim, "v");
+            }
+        }
+    }
+}
+
+/* `count` rows of keys from `position` on as one array; part->group holds it if they lie apart. */
+static const uint16_t *gather_keys(const struct kivi_plan *plan, struct kivi_part *part,
+                                   size_t index, uint32_t head, uint64_t position, uint32_t count)
+{
+    const uint32_t dim = plan->step->geometry->k_dim;
+    uint32_t done = 0;
+
+    while (done < count) {
+        const struct kivi_run_of_tokens run = kivi_find_keys(plan, index, head, position + done);
+        const uint32_t n = (uint32_t)min_u64(run.n_tokens, count - done);
+
+        if (n == count)
+            return run.data;
+        memcpy(part->group + (size_t)done * dim, run.data, (size_t)n * dim * 2);
+        done += n;
+    }
+    return part->group;
+}
+
+static void quantize_keys(const struct kivi_plan *plan, struct kivi_part *part, size_t index,
+                          uint32_t head, uint64_t begin, uint64_t end)
+{
+    const struct kivi_geometry *g = plan->step->geometry;
+    const struct kivi_layer_geometry *l = &g->layers[plan->step->layer];
+    const struct kivi_step_item *item = &plan->step->items[index];
+    uint64_t t;
+
+    for (t = begin; t < end; t += l->k.tokens) {
+        const uint16_t *rows = gather_keys(plan, part, index, head, t, l->k.tokens);
+        void *block = kivi_page_keys(l, item->pages[t / l->page_tokens], head, t);
+
+        if (l->k.bits == 16)
+            memcpy(block, rows, l->k.block_bytes);
+        else
+            plan->kernels->quantize_k(&l->k, rows, g->k_dim,
+                                      g->n_sink > t ? (uint32_t)min_u64(g->n_sink - t, l->k.tokens)
+                                                    : 0,
+                                      block);
+    }
+}
+
+static void quantize_values(const struct kivi_plan *plan, size_t index, uint32_t head,
+                            uint64_t begin, uint64_t end)
+{
+    const struct kivi_geometry *g = plan->step->geometry;
+    const struct kivi_layer_geometry *l = &g->layers[plan->step->layer];
+    const struct kivi_step_item *item = &plan->step->items[index];
+    uint64_t t = begin;
+
+    while (t < end) {
+        const struct kivi_run_of_tokens run = kivi_find_values(plan, index, head, t);
+        const uint32_t first = (uint32_t)(t % KIVI_TILE);
+        const uint32_t n = (uint32_t)min_u64(min_u64(run.n_tokens, end - t), KIVI_TILE - first);
+        char *block = kivi_page_values(l, item->pages[t / l->page_tokens], head, t);
+
+        if (l->v.bits == 16)
+            memcpy(block + (size_t)first * g->v_dim * 2, run.data, (size_t)n * g->v_dim * 2);
+        else
+            plan->kernels->quantize_v(&l->v, run.data, run.stride, first, n, block);
+        t += n;
+    }
+}
+
+/* The part of [from, to) that is in the slab. */
+static void clip(uint64_t slab, uint64_t from, uint64_t to, uint64_t *begin, uint64_t *end)
+{
+    *begin = max_u64(slab, from);
+    *end = max_u64(min_u64(slab + SLAB, to), *begin);
+}
+
+void kivi_quantize_part(struct kivi_plan *plan, uint32_t part)
+{
+    const struct kivi_step *step = plan->step;
+    uint64_t turn = 0, slab, begin, end;
+    uint32_t head;
+    size_t i;
+
+    for (i = 0; i < step->n_items; i++) {
+        const struct kivi_span *before = &step->items[i].before, *after = &step->items[i].after;
+        const uint64_t last = max_u64(after->k_packed, after->v_packed);
+
+        for (slab = min_u64(before->k_packed, before->v_packed) / SLAB * SLAB; slab < last;
+             slab += SLAB) {
+            for (head = 0; head < step->geometry->n_kv_heads; head++) {
+                if (turn++ % step->n_parts != part)
+                    continue;
+                clip(slab, before->k_packed, after->k_packed, &begin, &end);
+                quantize_keys(plan, &plan->parts[part], i, head, begin, end);
+                clip(slab, before->v_packed, after->v_packed, &begin, &end);
+                quantize_values(plan, i, head, begin, end);
+            }
+        }
+    }
+}
+
+static void store_head(const struct kivi_plan *plan, size_t index, uint32_t head)
+{
+    const struct kivi_geometry *g = plan->step->geometry;
+    const struct kivi_step_item *item = &plan->step->items[index];
+    const uint64_t old = item->before.n, n_new = item->io.n_new, n = item->after.n;
+    const uint16_t *k = plan->staged_k[index] + (size_t)head * n_new * g->k_dim;
+    const uint16_t *v = plan->staged_v[index] + (size_t)head * n_new * g->v_dim;
+    uint64_t t;
+
+    for (t = old; t < min_u64(n, g->n_sink); t++) {
+        memcpy(kivi_sink_key(g, item->window, head, t), k + (t - old) * g->k_dim, g->k_dim * 2);
+        memcpy(kivi_sink_value(g, item->window, head, t), v + (t - old) * g->v_dim, g->v_dim * 2);
+    }
+    for (t = max_u64(old, n > g->k_ring ? n - g->k_ring : 0); t < n; t++)
+        memcpy(kivi_window_key(g, item->window, head, t), k + (t - old) * g->k_dim, g->k_dim * 2);
+    for (t = max_u64(old, n > g->v_ring ? n - g->v_ring : 0); t < n; t++)
+        memcpy(kivi_window_value(g, item->window, head, t), v + (t - old) * g->v_dim, g->v_dim * 2);
+}
+
+void kivi_store(struct kivi_plan *plan)
+{
+    const struct kivi_step *step = plan->step;
+    uint32_t head;
+    size_t i;
+
+    for (i = 0; i < step->n_items; i++)
+        for (head = 0; step->items[i].io.n_new && head < step->geometry->n_kv_heads; head++)
+            store_head(plan, i, head);
+}
