@@ -12,6 +12,8 @@
 struct kivi_layer {
     struct kivi_span span;
     uint64_t k_base; /* keys are packed up to here modulo residual_length: geometry.h */
+    uint64_t k_low, v_low; /* oldest tokens whose rows the window's rings still have; not above
+                              k_packed and v_packed */
     struct kivi_block *window; /* NULL while the layer is empty */
     uint32_t n_pages, page_capacity;
     struct kivi_block **blocks; /* page_capacity of each: the pages, */
@@ -62,6 +64,10 @@ struct kivi_sequence *kivi_sequence_add(kivi_cache *cache, kivi_error *error);
 /* Releases what the sequence holds, and its slot. */
 void kivi_sequence_remove(kivi_cache *cache, struct kivi_sequence *sequence);
 
+/* The sequence's layers become `fresh` (n_layers of them), and what they were is released. */
+void kivi_sequence_replace(kivi_cache *cache, struct kivi_sequence *sequence,
+                           struct kivi_layer *fresh);
+
 /* KIVI_ERROR_BUSY if a call is at work on any layer: on reading ones only if `also_readers`. */
 kivi_status kivi_sequence_idle(const kivi_cache *cache, const struct kivi_sequence *sequence,
                                int also_readers, kivi_error *error);
@@ -83,6 +89,13 @@ void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *lay
 /* Bytes of pages and windows that kivi_layer_reserve would take for one more token. */
 uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
                                const struct kivi_layer *layer);
+
+/* A new window in place of the layer's: a copy of it, which no one else sees. */
+kivi_status kivi_layer_new_window(kivi_cache *cache, struct kivi_layer *layer, kivi_error *error);
+
+/* Appends a page, undefined or shared with another layer. */
+kivi_status kivi_layer_add_page(kivi_cache *cache, struct kivi_layer *layer,
+                                struct kivi_block *shared, kivi_error *error);
 
 /* *to, empty, becomes a copy of *from that shares its pages and window. */
 kivi_status kivi_layer_share(kivi_cache *cache, struct kivi_layer *to,

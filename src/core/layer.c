@@ -118,12 +118,9 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
     if (status != KIVI_OK)
         return status;
     while (layer->n_pages < n) {
-        struct kivi_block *block = take(cache, &cache->page_pool, error);
-
-        if (!block)
-            return error->status;
-        layer->blocks[layer->n_pages] = block;
-        layer->pages[layer->n_pages++] = block->memory;
+        status = kivi_layer_add_page(cache, layer, NULL, error);
+        if (status != KIVI_OK)
+            return status;
     }
     changed(&layer->span, after, &begin, &end);
     for (i = begin / page_tokens; i < pages_for(end, page_tokens); i++) {
@@ -132,6 +129,45 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
             return status;
         layer->pages[i] = layer->blocks[i]->memory;
     }
+    return KIVI_OK;
+}
+
+kivi_status kivi_layer_new_window(kivi_cache *cache, struct kivi_layer *layer, kivi_error *error)
+{
+    struct kivi_block *window = take(cache, &cache->window_pool, error);
+    kivi_status status;
+
+    if (!window)
+        return error->status;
+    if (layer->window) {
+        status = cache->backend->block_copy(cache->context, window->memory, layer->window->memory,
+                                            cache->geometry.window_bytes, error);
+        if (status != KIVI_OK) {
+            kivi_pool_drop(&cache->window_pool, window);
+            return status;
+        }
+        kivi_pool_drop(&cache->window_pool, layer->window);
+    }
+    layer->window = window;
+    return KIVI_OK;
+}
+
+kivi_status kivi_layer_add_page(kivi_cache *cache, struct kivi_layer *layer,
+                                struct kivi_block *shared, kivi_error *error)
+{
+    const kivi_status status = grow_table(cache, layer, (uint64_t)layer->n_pages + 1, error);
+    struct kivi_block *page = shared;
+
+    if (status != KIVI_OK)
+        return status;
+    if (shared)
+        shared->references++;
+    else
+        page = take(cache, &cache->page_pool, error);
+    if (!page)
+        return error->status;
+    layer->blocks[layer->n_pages] = page;
+    layer->pages[layer->n_pages++] = page->memory;
     return KIVI_OK;
 }
 
@@ -177,6 +213,8 @@ kivi_status kivi_layer_share(kivi_cache *cache, struct kivi_layer *to,
         return status;
     to->span = from->span;
     to->k_base = from->k_base;
+    to->k_low = from->k_low;
+    to->v_low = from->v_low;
     to->window = from->window;
     if (to->window)
         to->window->references++;
@@ -194,7 +232,7 @@ void kivi_layer_clear(kivi_cache *cache, uint32_t index, struct kivi_layer *laye
     const struct kivi_span empty = {0, 0, 0};
 
     layer->span = empty;
-    layer->k_base = 0;
+    layer->k_base = layer->k_low = layer->v_low = 0;
     kivi_layer_shrink(cache, index, layer);
     kivi_heap_free(&cache->heap, layer->blocks, layer->page_capacity * sizeof *layer->blocks);
     kivi_heap_free(&cache->heap, layer->pages, layer->page_capacity * sizeof *layer->pages);

@@ -52,7 +52,7 @@ static int open_in(const char *directory, size_t length)
     if (!handle) {
         const char *message = dlerror();
 
-        snprintf(why_not, sizeof why_not, "%s", message ? message : path);
+        snprintf(why_not, sizeof why_not, "%.500s", message ? message : path);
         return 1;
     }
     *(void **)&entry = dlsym(handle, KIVI_MODULE_ENTRY);

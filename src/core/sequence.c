@@ -60,6 +60,19 @@ void kivi_sequence_remove(kivi_cache *cache, struct kivi_sequence *sequence)
     kivi_heap_free(&cache->heap, sequence, sequence_size(cache));
 }
 
+void kivi_sequence_replace(kivi_cache *cache, struct kivi_sequence *sequence,
+                           struct kivi_layer *fresh)
+{
+    uint32_t i;
+
+    for (i = 0; i < cache->geometry.n_layers; i++) {
+        cache->layer_tokens[i] -= sequence->layers[i].span.n;
+        cache->layer_tokens[i] += fresh[i].span.n;
+        kivi_layer_clear(cache, i, &sequence->layers[i]);
+        sequence->layers[i] = fresh[i];
+    }
+}
+
 kivi_status kivi_sequence_idle(const kivi_cache *cache, const struct kivi_sequence *sequence,
                                int also_readers, kivi_error *error)
 {
@@ -128,7 +141,7 @@ kivi_status kivi_seq_length(const kivi_cache *cache, kivi_seq seq, uint32_t laye
     return sequence ? kivi_succeed(error) : error->status;
 }
 
-/* Whether `more` tokens may join each layer, beyond what it has; n_layers numbers. */
+/* Whether as many tokens as `source` has may join every layer. */
 static kivi_status check_capacity(const kivi_cache *cache, const struct kivi_sequence *source,
                                   kivi_error *error)
 {
@@ -214,21 +227,13 @@ static kivi_status check_reorder(const kivi_cache *cache, const kivi_seq *seqs,
 }
 
 /* Replaces the sequences by copies made beforehand, which share their pages: cannot fail. */
-static void replace(kivi_cache *cache, const kivi_seq *seqs, struct kivi_sequence **copies,
-                    size_t n, kivi_error *error)
+static void replace_all(kivi_cache *cache, const kivi_seq *seqs, struct kivi_sequence **copies,
+                        size_t n, kivi_error *error)
 {
     size_t i;
-    uint32_t l;
 
     for (i = 0; i < n; i++) {
-        struct kivi_sequence *old = kivi_sequence_find(cache, seqs[i], error);
-
-        for (l = 0; l < cache->geometry.n_layers; l++) {
-            cache->layer_tokens[l] -= old->layers[l].span.n;
-            cache->layer_tokens[l] += copies[i]->layers[l].span.n;
-            kivi_layer_clear(cache, l, &old->layers[l]);
-            old->layers[l] = copies[i]->layers[l];
-        }
+        kivi_sequence_replace(cache, kivi_sequence_find(cache, seqs[i], error), copies[i]->layers);
         kivi_heap_free(&cache->heap, copies[i], sequence_size(cache));
         copies[i] = NULL;
     }
@@ -268,7 +273,7 @@ kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs, const uint
             status = kivi_layer_share(cache, &copies[i]->layers[l], &from->layers[l], error);
     }
     if (status == KIVI_OK)
-        replace(cache, seqs, copies, n, error);
+        replace_all(cache, seqs, copies, n, error);
     for (i = 0; copies && i < n; i++) {
         for (l = 0; copies[i] && l < cache->geometry.n_layers; l++)
             kivi_layer_clear(cache, l, &copies[i]->layers[l]);

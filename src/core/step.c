@@ -287,6 +287,18 @@ void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part)
         work->cache->backend->part(work->cache->context, &work->step, phase, part);
 }
 
+/* The appended tokens become visible; older rows may have left the rings. */
+static void commit(const kivi_cache *cache, struct kivi_layer *layer, const struct kivi_span *after)
+{
+    const struct kivi_geometry *g = &cache->geometry;
+
+    layer->span = *after;
+    if (after->n > g->k_ring && layer->k_low < after->n - g->k_ring)
+        layer->k_low = after->n - g->k_ring;
+    if (after->n > g->v_ring && layer->v_low < after->n - g->v_ring)
+        layer->v_low = after->n - g->v_ring;
+}
+
 static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
 {
     kivi_cache *cache = work->cache;
@@ -295,7 +307,8 @@ static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
 
     kivi_lock_take(&cache->lock);
     for (i = 0; apply && status == KIVI_OK && i < work->step.n_items; i++) {
-        work->layers[i]->span = work->items[i].after;
+        if (work->items[i].io.n_new)
+            commit(cache, work->layers[i], &work->items[i].after);
         cache->layer_tokens[work->step.layer] += work->items[i].io.n_new;
     }
     unmark(cache, work);
