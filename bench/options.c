@@ -1,0 +1,341 @@
+#include "options.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define CACHES (COMMAND_DECODE | COMMAND_APPEND | COMMAND_PREFILL)
+#define EVERY (CACHES | COMMAND_BANDWIDTH | COMMAND_ALL)
+
+static const struct {
+    const char *name, *summary, *help;
+    enum command command;
+} commands[] = {
+    {"decode", "attention of one decode step over a long context",
+     "A row is one call of kivi_run for one layer: the queries of one decode step attend over the\n"
+     "whole context. The layers of a model are rotated, so that no step finds its data in the CPU's\n"
+     "caches. Bytes are those of the packed layout: codes, scales, minima and f16 rows of every\n"
+     "token, once. All rows of one context are measured in turns with a reader of plain memory; its\n"
+     "bandwidth is what \"of read\" refers to, turn by turn.\n",
+     COMMAND_DECODE},
+    {"append", "quantization of new tokens",
+     "A row is one call of kivi_append for one layer, with f16 input that lies in the CPU's caches,\n"
+     "as it does when a projection has just written it. Bytes are those of the input.\n",
+     COMMAND_APPEND},
+    {"prefill", "append and attention of a prompt, in one call",
+     "A row is one call of kivi_run for one layer of an empty sequence: append the prompt, attend\n"
+     "causally with all its queries, quantize. Operations are two per multiply-add of the causal\n"
+     "triangle, in both products.\n",
+     COMMAND_PREFILL},
+    {"bandwidth", "what reading memory can reach",
+     "A row is one pass of the reader: a sum over a part of a buffer far larger than the caches.\n"
+     "Several forms of it (streams, prefetch distance) are tried first; the best is kept.\n",
+     COMMAND_BANDWIDTH},
+    {"all", "the standard table: all of the above",
+     "Decode with 32 query heads and 32, 8 and 4 kv heads, one long sequence with one kv head,\n"
+     "data in cache, dimension 64, groups of 64 and 128, append, and prefill.\n",
+     COMMAND_ALL},
+};
+
+enum id {
+    Q_HEADS, KV_HEADS, DIM, K_DIM, V_DIM, BITS, GROUP, THREADS, BACKEND, CONTEXT, PRECISION,
+    QUERIES, TOKENS, WITH_APPEND, IN_CACHE, HOST, DATA, TIME, FOOTPRINT, QUICK, JSON, PLOT, HELP
+};
+
+static const struct {
+    enum id id;
+    const char *name, *value, *help;
+    unsigned commands;
+} table[] = {
+    {Q_HEADS, "--q-heads", "N", "query heads (32)", CACHES},
+    {KV_HEADS, "--kv-heads", "LIST", "kv heads (32); each divides the query heads", CACHES},
+    {DIM, "--dim", "N", "head dimension (128)", CACHES},
+    {K_DIM, "--k-dim", "N", "head dimension of keys and queries alone", CACHES},
+    {V_DIM, "--v-dim", "N", "head dimension of values and outputs alone", CACHES},
+    {BITS, "--bits", "LIST", "cache types: 2, 4, 8, 16, or kXvY (16,8,4,2)", CACHES},
+    {GROUP, "--group", "N", "group size: 32, 64 or 128 (32)", CACHES},
+    {THREADS, "--threads", "LIST", "threads (1 and all)", EVERY},
+    {BACKEND, "--backend", "LIST", "backends by name (the library's choice)", CACHES | COMMAND_ALL},
+    {CONTEXT, "--context", "LIST", "tokens of the sequence (4096,16384,65536)",
+     COMMAND_DECODE | COMMAND_APPEND},
+    {PRECISION, "--precision", "P", "standard, precise or both (standard)",
+     COMMAND_DECODE | COMMAND_PREFILL},
+    {QUERIES, "--queries", "N", "queries of a step, 1 to 16: speculative decoding (1)",
+     COMMAND_DECODE},
+    {TOKENS, "--tokens", "N", "tokens of one call (append 512, prefill 2048)",
+     COMMAND_APPEND | COMMAND_PREFILL},
+    {WITH_APPEND, "--with-append", NULL, "a step appends the tokens of its queries first",
+     COMMAND_DECODE},
+    {IN_CACHE, "--in-cache", NULL, "one layer over and over: data in the CPU's caches",
+     COMMAND_DECODE},
+    {HOST, "--host-threads", NULL, "drive kivi_work_* from the bench's own threads",
+     CACHES | COMMAND_ALL},
+    {DATA, "--data", "D", "keys: gauss, or outlier (a few channels ten times the rest; default)",
+     CACHES | COMMAND_ALL},
+    {TIME, "--time", "S", "seconds of measurement for each row (0.4)", EVERY},
+    {FOOTPRINT, "--footprint", "MB", "data to rotate for each row (4 times the last-level cache,\n"
+     "                      at least 1024)", EVERY},
+    {QUICK, "--quick", NULL, "three contexts, and half the time", COMMAND_ALL},
+    {JSON, "--json", NULL, "print JSON instead of tables", EVERY},
+    {PLOT, "--plot", "FILE", "draw speed against context beside the bandwidth floor (SVG)",
+     COMMAND_DECODE | COMMAND_ALL},
+    {HELP, "--help", NULL, "this text", EVERY},
+};
+
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+static void print_usage(FILE *file)
+{
+    size_t i;
+
+    fprintf(file, "Usage: kivi-bench COMMAND [OPTION...]\n\nCommands:\n");
+    for (i = 0; i < COUNT(commands); i++)
+        fprintf(file, "  %-10s %s\n", commands[i].name, commands[i].summary);
+    fprintf(file, "\nkivi-bench COMMAND --help lists the options of a command.\n");
+}
+
+static void print_command_help(size_t command)
+{
+    size_t i;
+
+    printf("Usage: kivi-bench %s [OPTION...]\n\n%s\nOptions:\n", commands[command].name,
+           commands[command].help);
+    for (i = 0; i < COUNT(table); i++) {
+        if (table[i].commands & commands[command].command)
+            printf("  %-13s %-5s %s\n", table[i].name, table[i].value ? table[i].value : "",
+                   table[i].help);
+    }
+    printf("A LIST is separated by commas.\n");
+}
+
+static int fail(const char *option, const char *value)
+{
+    fprintf(stderr, "kivi-bench: %s does not take \"%s\"\n", option, value);
+    return -1;
+}
+
+/* A number from `low` to `high` at *text, which moves behind it. */
+static int read_number(const char **text, uint64_t low, uint64_t high, uint64_t *number)
+{
+    char *end;
+
+    if (**text < '0' || **text > '9')
+        return 0;
+    *number = strtoull(*text, &end, 10);
+    *text = end;
+    return *number >= low && *number <= high;
+}
+
+static int parse_number(const char *text, uint64_t low, uint64_t high, uint32_t *number)
+{
+    uint64_t n;
+
+    if (!read_number(&text, low, high, &n) || *text)
+        return 0;
+    *number = (uint32_t)n;
+    return 1;
+}
+
+static int parse_numbers(const char *text, uint64_t low, uint64_t high, struct number_list *list)
+{
+    uint64_t n;
+
+    for (list->n = 0; list->n < LIST_MAX; text++) {
+        if (!read_number(&text, low, high, &n))
+            return 0;
+        list->at[list->n++] = (uint32_t)n;
+        if (*text != ',')
+            return *text == 0;
+    }
+    return 0;
+}
+
+static int parse_types(const char *text, struct type_list *list)
+{
+    for (list->n = 0; list->n < LIST_MAX; text++) {
+        struct cache_type *type = &list->at[list->n++];
+        uint64_t k, v;
+
+        if (*text == 'k') {
+            text++;
+            if (!read_number(&text, 2, 16, &k) || *text++ != 'v' || !read_number(&text, 2, 16, &v))
+                return 0;
+        } else {
+            if (!read_number(&text, 2, 16, &k))
+                return 0;
+            v = k;
+        }
+        type->k_bits = (uint32_t)k;
+        type->v_bits = (uint32_t)v;
+        if (*text != ',')
+            return *text == 0;
+    }
+    return 0;
+}
+
+/* Splits `text` in place. */
+static int parse_names(char *text, struct name_list *list)
+{
+    char *name;
+
+    list->n = 0;
+    for (name = strtok(text, ","); name; name = strtok(NULL, ",")) {
+        if (list->n == LIST_MAX)
+            return 0;
+        list->at[list->n++] = name;
+    }
+    return list->n > 0;
+}
+
+static int parse_precision(const char *text, unsigned *precisions)
+{
+    *precisions = strcmp(text, "standard") == 0  ? PRECISION_STANDARD
+                  : strcmp(text, "precise") == 0 ? PRECISION_PRECISE
+                  : strcmp(text, "both") == 0    ? PRECISION_STANDARD | PRECISION_PRECISE
+                                                 : 0;
+    return *precisions != 0;
+}
+
+static int set(struct options *o, enum id id, char *value)
+{
+    struct scenario *s = &o->scenario;
+    struct settings *settings = &o->settings;
+    uint32_t n;
+    char *end;
+
+    switch (id) {
+    case Q_HEADS: return parse_number(value, 1, 65536, &s->q_heads);
+    case KV_HEADS: return parse_numbers(value, 1, 65536, &s->kv_heads);
+    case DIM:
+        if (!parse_number(value, 8, 512, &s->k_dim))
+            return 0;
+        s->v_dim = s->k_dim;
+        return 1;
+    case K_DIM: return parse_number(value, 8, 512, &s->k_dim);
+    case V_DIM: return parse_number(value, 8, 512, &s->v_dim);
+    case BITS: return parse_types(value, &s->types);
+    case GROUP: return parse_number(value, 32, 128, &s->group);
+    case THREADS: return parse_numbers(value, 1, 1024, &s->threads);
+    case BACKEND: return parse_names(value, &o->backends);
+    case CONTEXT: return parse_numbers(value, 16, 1u << 26, &s->contexts);
+    case PRECISION: return parse_precision(value, &s->precisions);
+    case QUERIES: return parse_number(value, 1, 16, &s->queries);
+    case TOKENS: return parse_number(value, 1, 1u << 20, &s->tokens);
+    case WITH_APPEND: return s->appends = 1;
+    case IN_CACHE: return s->in_cache = 1;
+    case HOST: return settings->host_threads = 1;
+    case DATA:
+        settings->gauss = strcmp(value, "gauss") == 0;
+        return settings->gauss || strcmp(value, "outlier") == 0;
+    case TIME:
+        settings->seconds = strtod(value, &end);
+        return settings->seconds > 0 && settings->seconds <= 3600 && *end == 0;
+    case FOOTPRINT:
+        if (!parse_number(value, 1, 1u << 24, &n))
+            return 0;
+        settings->footprint = (uint64_t)n << 20;
+        return 1;
+    case QUICK: return settings->quick = 1;
+    case JSON: return settings->json = 1;
+    case PLOT: settings->plot = value; return 1;
+    case HELP: break;
+    }
+    return 0;
+}
+
+static void set_defaults(struct options *o, enum command command)
+{
+    static const struct options defaults = {
+        .scenario = {.q_heads = 32,
+                     .k_dim = 128,
+                     .v_dim = 128,
+                     .group = 32,
+                     .kv_heads = {1, {32}},
+                     .contexts = {3, {4096, 16384, 65536}},
+                     .types = {4, {{16, 16}, {8, 8}, {4, 4}, {2, 2}}},
+                     .precisions = PRECISION_STANDARD,
+                     .queries = 1},
+        .settings = {.seconds = 0.4},
+        .backends = {1, {NULL}},
+    };
+
+    *o = defaults;
+    o->command = command;
+    o->scenario.tokens = command == COMMAND_APPEND ? 512 : 2048;
+    if (command == COMMAND_APPEND)
+        o->scenario.contexts = (struct number_list){1, {4096}};
+}
+
+/* What the options say together. */
+static int check(const struct options *o)
+{
+    const struct scenario *s = &o->scenario;
+    size_t i;
+
+    for (i = 0; i < s->kv_heads.n; i++) {
+        if (s->q_heads % s->kv_heads.at[i]) {
+            fprintf(stderr, "kivi-bench: %u kv heads do not divide %u query heads\n",
+                    s->kv_heads.at[i], s->q_heads);
+            return -1;
+        }
+    }
+    for (i = 0; o->command == COMMAND_APPEND && i < s->contexts.n; i++) {
+        if (s->contexts.at[i] < s->tokens) {
+            fprintf(stderr, "kivi-bench: --tokens %u is more than --context %u\n", s->tokens,
+                    s->contexts.at[i]);
+            return -1;
+        }
+    }
+    return 1;
+}
+
+int options_parse(struct options *options, int argc, char **argv)
+{
+    size_t command, i;
+    int arg;
+
+    if (argc < 2) {
+        print_usage(stderr);
+        return -1;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_usage(stdout);
+        return 0;
+    }
+    for (command = 0; command < COUNT(commands); command++) {
+        if (strcmp(argv[1], commands[command].name) == 0)
+            break;
+    }
+    if (command == COUNT(commands)) {
+        fprintf(stderr, "kivi-bench: no command \"%s\"\n", argv[1]);
+        print_usage(stderr);
+        return -1;
+    }
+    set_defaults(options, commands[command].command);
+    for (arg = 2; arg < argc; arg++) {
+        char *value = NULL;
+
+        for (i = 0; i < COUNT(table); i++) {
+            if ((table[i].commands & options->command) && strcmp(argv[arg], table[i].name) == 0)
+                break;
+        }
+        if (i == COUNT(table)) {
+            fprintf(stderr, "kivi-bench: %s has no option \"%s\"; try --help\n", argv[1], argv[arg]);
+            return -1;
+        }
+        if (table[i].id == HELP) {
+            print_command_help(command);
+            return 0;
+        }
+        if (table[i].value) {
+            if (++arg == argc) {
+                fprintf(stderr, "kivi-bench: %s needs a value\n", table[i].name);
+                return -1;
+            }
+            value = argv[arg];
+        }
+        if (!set(options, table[i].id, value))
+            return fail(table[i].name, value);
+    }
+    return check(options);
+}

@@ -1,0 +1,88 @@
+#!/bin/sh
+# Installs a build, moves the installation elsewhere, and builds separate C and C++ projects against
+# it: through pkg-config and through find_package, shared and static.
+#
+#   run.sh <build directory> <working directory> <C compiler> <C++ compiler, may be empty>
+set -eu
+
+here=$(cd "$(dirname "$0")" && pwd)
+build=$1
+work=$2
+cc=$3
+cxx=$4
+prefix=$work/moved
+
+rm -rf "$work"
+mkdir -p "$work"
+cmake --install "$build" --prefix "$work/installed" >"$work/install.log"
+mv "$work/installed" "$prefix"
+
+package=$(find "$prefix" -name kivi.pc)
+PKG_CONFIG_PATH=$(dirname "$package")
+PKG_CONFIG_LIBDIR=$PKG_CONFIG_PATH
+libdir=$(dirname "$PKG_CONFIG_PATH")
+export PKG_CONFIG_PATH PKG_CONFIG_LIBDIR
+if grep -rlF "$work/installed" "$PKG_CONFIG_PATH" "$libdir/cmake"; then
+    echo "the installation names the place that it was first installed to" >&2
+    exit 1
+fi
+
+n=0
+
+# run <what> <program> <shared|static>
+run() {
+    if [ "$3" = shared ]; then
+        LD_LIBRARY_PATH=$libdir "$2"
+    elif ldd "$2" 2>/dev/null | grep -q libkivi; then
+        echo "$1: the static program needs the shared library" >&2
+        exit 1
+    else
+        "$2"
+    fi >"$work/output" || { echo "$1: failed" >&2; exit 1; }
+    echo "$1, $3: $(cat "$work/output")"
+    n=$((n + 1))
+}
+
+# The words that pkg-config prints are meant to be split.
+# shellcheck disable=SC2046,SC2086
+with_pkg_config() { # <language> <compiler> <flags> <source>
+    program=$work/$1-pkg-config
+    $2 $3 $(pkg-config --cflags kivi) "$4" -o "$program" $(pkg-config --libs kivi)
+    run "$1, pkg-config" "$program" shared
+    $2 $3 -DKIVI_STATIC $(pkg-config --cflags kivi) "$4" -o "$program-static" \
+        $(pkg-config --static --libs kivi | sed 's/-lkivi\b/-l:libkivi.a/')
+    run "$1, pkg-config" "$program-static" static
+}
+
+with_cmake() { # <language> <project> <compiler variable> <compiler>
+    for kind in shared static; do
+        target=kivi::kivi
+        [ "$kind" = shared ] || target=kivi::static
+        tree=$work/$2-$kind
+        {
+            cmake -S "$here/$2" -B "$tree" "-DCMAKE_$3_COMPILER=$4" -DCMAKE_BUILD_TYPE=Release \
+                "-DCMAKE_PREFIX_PATH=$prefix" "-DKIVI_TARGET=$target"
+            cmake --build "$tree"
+        } >"$tree.log" 2>&1 || { cat "$tree.log" >&2; exit 1; }
+        run "$1, find_package" "$tree/consume" "$kind"
+    done
+}
+
+strict="-Wall -Wextra -Wshadow -Wstrict-prototypes -pedantic -Werror"
+with_pkg_config C "$cc" "-std=c11 $strict" "$here/c/main.c"
+with_cmake C c C "$cc"
+if [ -n "$cxx" ]; then
+    for standard in 11 17; do
+        with_pkg_config "C++$standard" "$cxx" \
+            "-std=c++$standard -Wall -Wextra -pedantic -Werror" "$here/cpp/main.cpp"
+    done
+    with_cmake C++ cpp CXX "$cxx"
+else
+    echo "C++: skipped, no C++ compiler"
+fi
+
+# The example of the README is a whole program, and it works.
+awk '/^```c$/ { code = 1; next } /^```$/ { code = 0 } code' "$here/../../README.md" >"$work/readme.c"
+with_pkg_config "README" "$cc" "-std=c11 $strict" "$work/readme.c"
+
+echo "$n programs built and run against the moved installation"

@@ -1,0 +1,82 @@
+#include "suite.h"
+
+#include <kivi/kivi.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define MAX_BACKENDS 32
+
+static const char *names[MAX_BACKENDS];
+static int n_names = -1;
+
+static void find(void)
+{
+    size_t i;
+
+    n_names = 0;
+    for (i = 0; i < kivi_backend_count() && n_names < MAX_BACKENDS; i++) {
+        kivi_backend_info info;
+
+        if (kivi_backend_get(i, &info, NULL) == KIVI_OK && info.available)
+            names[n_names++] = info.name;
+    }
+}
+
+int backend_count(void)
+{
+    if (n_names < 0)
+        find();
+    return n_names;
+}
+
+const char *backend_name(int i)
+{
+    ck_assert_int_lt(i, backend_count());
+    return names[i];
+}
+
+int test_is_long(void)
+{
+    const char *value = getenv("KIVI_TEST_LONG");
+
+    return value && *value && *value != '0';
+}
+
+unsigned long long test_seed(unsigned long long seed)
+{
+    const char *value = getenv("KIVI_TEST_SEED");
+
+    return value && *value ? strtoull(value, NULL, 0) : seed;
+}
+
+static void report(void)
+{
+    size_t i;
+    int n;
+
+    printf("backends that run here:");
+    for (n = 0; n < backend_count(); n++)
+        printf(" %s", backend_name(n));
+    printf("\n");
+    for (i = 0; i < kivi_backend_count(); i++) {
+        kivi_backend_info info;
+
+        if (kivi_backend_get(i, &info, NULL) == KIVI_OK && !info.available)
+            printf("not tested: %s: %s\n", info.name, info.reason);
+    }
+    fflush(stdout);
+}
+
+int test_main(Suite *suite)
+{
+    SRunner *runner = srunner_create(suite);
+    int failed;
+
+    report();
+    /* In one process: thread teams and devices do not survive a fork. */
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_ENV);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

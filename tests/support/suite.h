@@ -1,0 +1,22 @@
+/* The backends that this machine can run, and the program around a suite that runs on all of them. */
+#ifndef KIVI_TESTS_SUITE_H
+#define KIVI_TESTS_SUITE_H
+
+#include <check.h>
+
+/* The number of available backends: the bound of a loop test. */
+int backend_count(void);
+
+/* The name of available backend i. */
+const char *backend_name(int i);
+
+/* Whether the long tier was asked for: KIVI_TEST_LONG is set and not 0. */
+int test_is_long(void);
+
+/* The seed of random tests: KIVI_TEST_SEED if set, else `seed`. */
+unsigned long long test_seed(unsigned long long seed);
+
+/* Says which backends run and which cannot, runs the suite, and gives main's result. */
+int test_main(Suite *suite);
+
+#endif
