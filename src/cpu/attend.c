@@ -285,31 +285,24 @@ static void write_row(const struct kivi_plan *plan, const struct kivi_task *task
     const uint32_t head = task->kv_head * g->heads_per_kv + (task->first_row + r) % g->heads_per_kv;
     const ptrdiff_t at = (ptrdiff_t)token * io->out.token_stride
                          + (ptrdiff_t)head * io->out.head_stride;
-    float factor;
+    float factor = 1, lse;
     uint32_t c;
 
-    if (step->attention.sink_logits && step->attention.sink_logits[head] > -INFINITY) {
+    if (step->attention.sink_logits) { /* joins the denominator; the larger logit becomes the unit */
         const float sink = step->attention.sink_logits[head];
 
-        /* The row's own maximum stays the unit unless the sink is far above it. */
-        if (sum == 0) {
-            max = sink;
-            sum = 1;
-        } else if (sink - max > 80.0f) {
-            factor = expf(max - sink);
+        if (sink > max) {
+            factor = sum > 0 ? expf(max - sink) : 0;
             sum = 1 + sum * factor;
-            if (io->lse)
-                io->lse[token * g->n_q_heads + head] = sink + logf(sum);
-            factor /= sum;
-            goto write;
-        } else {
+            max = sink;
+        } else if (sum > 0) {
             sum += expf(sink - max);
         }
     }
-    factor = sum > 0 ? 1.0f / sum : 0.0f;
+    factor = sum > 0 ? factor / sum : 0;
+    lse = sum > 0 ? max + logf(sum) : -INFINITY;
     if (io->lse)
-        io->lse[token * g->n_q_heads + head] = sum > 0 ? max + logf(sum) : -INFINITY;
-write:
+        io->lse[token * g->n_q_heads + head] = lse;
     for (c = 0; c < g->v_dim; c++) {
         if (io->out.dtype == KIVI_F32)
             ((float *)io->out.data)[at + (ptrdiff_t)c] = row[c] * factor;
@@ -394,8 +387,9 @@ static void attend_task(struct work *w, uint64_t from, uint64_t to, uint32_t par
         float *partial = partial_of(w->plan, part, from > 0);
 
         memcpy(partial, w->part->out, (size_t)task->n_rows * width * sizeof *partial);
-        memcpy(partial + KIVI_ROW_BLOCK * width, w->max, sizeof w->max);
-        memcpy(partial + KIVI_ROW_BLOCK * (width + 1), w->sum, sizeof w->sum);
+        partial += (size_t)w->plan->block_rows * width;
+        memcpy(partial, w->max, task->n_rows * sizeof *partial);
+        memcpy(partial + w->plan->block_rows, w->sum, task->n_rows * sizeof *partial);
     }
 }
 
@@ -440,12 +434,13 @@ static void merge_task(const struct kivi_plan *plan, const struct kivi_task *tas
     const struct kivi_layout *l = &plan->step->geometry->layers[plan->step->layer].v;
     const uint32_t width = l->dim_pad;
     float *result = partial_of(plan, first, 0);
-    float *max = result + KIVI_ROW_BLOCK * width, *sum = max + KIVI_ROW_BLOCK;
+    float *max = result + (size_t)plan->block_rows * width, *sum = max + plan->block_rows;
     uint64_t from, to;
     uint32_t r, p;
 
     for (p = first + 1; p < plan->step->n_parts; p++) {
         const float *other = partial_of(plan, p, 1);
+        const float *other_max = other + (size_t)plan->block_rows * width;
 
         share_of(plan, task, p, &from, &to);
         if (from == to && from == task->n_units)
@@ -454,8 +449,7 @@ static void merge_task(const struct kivi_plan *plan, const struct kivi_task *tas
             continue;
         for (r = 0; r < task->n_rows; r++)
             merge_row(result + (size_t)r * width, &max[r], &sum[r], other + (size_t)r * width,
-                      other[KIVI_ROW_BLOCK * width + r], other[KIVI_ROW_BLOCK * (width + 1) + r],
-                      l->dim);
+                      other_max[r], other_max[plan->block_rows + r], l->dim);
     }
     for (r = 0; r < task->n_rows; r++)
         write_row(plan, task, r, result + (size_t)r * width, max[r], sum[r]);

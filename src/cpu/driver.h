@@ -27,9 +27,9 @@ struct kivi_task {
 
 /* What one part of a step has to itself. */
 struct kivi_part {
-    float *q;        /* [KIVI_ROW_BLOCK][k_dim_pad] */
-    float *scores;   /* [KIVI_ROW_BLOCK][KIVI_CHUNK] */
-    float *out;      /* [KIVI_ROW_BLOCK][v_dim_pad] */
+    float *q;        /* [block_rows][k_dim_pad] */
+    float *scores;   /* [block_rows][KIVI_CHUNK] */
+    float *out;      /* [block_rows][v_dim_pad] */
     float *partial;  /* two results: a task begun by an earlier part, one that a later part ends */
     uint16_t *group; /* [group_size][k_dim], a key group put together from two places */
     /* The first input found not finite: which == NULL if none. */
@@ -48,7 +48,8 @@ struct kivi_plan {
     size_t n_tasks;
     uint64_t total_cost;
     struct kivi_part *parts;
-    size_t partial_floats; /* of one partial result: rows x (out, max, sum) */
+    uint32_t block_rows;   /* of the largest task */
+    size_t partial_floats; /* of one partial result: out [block_rows][v_dim_pad], maxima, sums */
     uint16_t **staged_k;   /* of each item: [n_kv_heads][n_new][k_dim] */
     uint16_t **staged_v;   /* [n_kv_heads][n_new][v_dim] */
 };

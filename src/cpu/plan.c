@@ -23,13 +23,16 @@ static void *carve(struct carver *c, uint64_t n, uint64_t size)
     return piece;
 }
 
-static size_t count_tasks(const struct kivi_step *step)
+static size_t count_tasks(const struct kivi_step *step, uint32_t *block_rows)
 {
     size_t n = 0, i;
 
+    *block_rows = 0;
     for (i = 0; i < step->n_items; i++) {
         const uint64_t rows = step->items[i].io.n_q * step->geometry->heads_per_kv;
 
+        if (rows > *block_rows)
+            *block_rows = rows < KIVI_ROW_BLOCK ? (uint32_t)rows : KIVI_ROW_BLOCK;
         n += (size_t)((rows + KIVI_ROW_BLOCK - 1) / KIVI_ROW_BLOCK) * step->geometry->n_kv_heads;
     }
     return n;
@@ -84,7 +87,7 @@ static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
     const struct kivi_step *step = plan->step;
     const struct kivi_geometry *g = step->geometry;
     const struct kivi_layer_geometry *l = &g->layers[step->layer];
-    const uint64_t rows = KIVI_ROW_BLOCK;
+    const uint64_t rows = plan->block_rows;
     uint32_t p;
     size_t i;
 
@@ -158,8 +161,8 @@ static void number_phases(struct kivi_plan *plan)
 struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi_step *step,
                                  const kivi_allocator *allocator)
 {
-    const size_t n_tasks = count_tasks(step);
     struct kivi_plan sizes = {.kernels = kernels, .step = step}, *plan;
+    const size_t n_tasks = count_tasks(step, &sizes.block_rows);
     struct carver carver = {NULL, 0};
 
     carve(&carver, 1, sizeof sizes);

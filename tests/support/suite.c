@@ -31,8 +31,7 @@ int backend_count(void)
 
 const char *backend_name(int i)
 {
-    ck_assert_int_lt(i, backend_count());
-    return names[i];
+    return i < backend_count() ? names[i] : "none";
 }
 
 int test_is_long(void)

@@ -1,0 +1,53 @@
+/* One run of the bench: what the sub-commands share. */
+#ifndef BENCH_BENCH_H
+#define BENCH_BENCH_H
+
+#include "bandwidth.h"
+#include "measure.h"
+#include "report.h"
+
+#define ENTRIES_MAX (1 + 2 * LIST_MAX)
+
+struct bench {
+    const struct settings *settings;
+    const char *backend;
+    uint64_t footprint;
+    struct reader reader;
+    struct report report;
+};
+
+/* Things that are measured in turns, each with the row to fill in. */
+struct table {
+    size_t n;
+    struct contender contenders[ENTRIES_MAX];
+    struct row rows[ENTRIES_MAX];
+};
+
+/* Adds an entry; `row` says all but the results. */
+void table_add(struct table *table, burst_function *burst, void *context, const struct row *row);
+
+/* Adds the reader, with so many threads. */
+void table_add_reader(struct table *table, struct bench *bench, uint32_t threads,
+                      const struct row *row);
+
+/* Measures all entries and reports their rows. Returns 0 after a failure. */
+int table_run(struct table *table, struct bench *bench);
+
+/* A subject for each cache type of the scenario with `n_layers` layers, or as many as the
+ * footprint needs for `context` tokens if 0. Prints what failed and returns 0 if one cannot be made. */
+int open_subjects(struct subject *subjects, const struct bench *bench,
+                  const struct scenario *scenario, const struct shape *shape,
+                  const struct chunk *chunk, uint64_t context, uint32_t n_layers);
+void close_subjects(struct subject *subjects, size_t n);
+
+/* Prints what the library said, and returns 0. */
+int subject_failed(const struct subject *subject);
+
+/* The sub-commands. They return 0 after a failure, which they have printed. */
+int decode_run(struct bench *bench, const struct scenario *scenario);
+int append_run(struct bench *bench, const struct scenario *scenario);
+int prefill_run(struct bench *bench, const struct scenario *scenario);
+int bandwidth_run(struct bench *bench, const struct scenario *scenario);
+int standard_run(struct bench *bench, const struct scenario *scenario);
+
+#endif
