@@ -14,7 +14,7 @@ export JOBS
 TESTS = ON
 cmake_args = -DKIVI_BUILD_TESTS=$(TESTS) -DKIVI_WERROR=$(WERROR) \
 	-DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_ARGS)
-demo_args = eval --model examples/lm/mini.gguf --text examples/lm/sample.txt
+demo_args = eval --model examples/lm/mini.gguf --text examples/lm/sample.txt --windows 2
 
 # $(call build,<preset>): configures quietly and builds.
 define build

@@ -21,8 +21,8 @@ typedef uint64_t vector __attribute__((vector_size(64)));
  * The sum over `bytes` bytes, read as `streams` interleaved streams with a prefetch `ahead` bytes
  * before each. The compiler turns the generic vectors into the widest of the function it is in.
  */
-static inline __attribute__((always_inline)) uint64_t
-sum_streams(const char *data, size_t bytes, unsigned streams, unsigned ahead)
+static inline __attribute__((always_inline)) uint64_t sum_streams(const char *data, size_t bytes,
+                                                                  unsigned streams, unsigned ahead)
 {
     const size_t length = bytes / streams / STEP * STEP;
     vector sums[VECTORS] = {{0}}, sum;
@@ -46,13 +46,16 @@ sum_streams(const char *data, size_t bytes, unsigned streams, unsigned ahead)
     return total;
 }
 
-static inline __attribute__((always_inline)) uint64_t
-sum_any(const char *data, size_t bytes, unsigned streams, unsigned ahead)
+static inline __attribute__((always_inline)) uint64_t sum_any(const char *data, size_t bytes,
+                                                              unsigned streams, unsigned ahead)
 {
     switch (streams) { /* constants, so that the loop over streams is unrolled */
-    case 4: return sum_streams(data, bytes, 4, ahead);
-    case 2: return sum_streams(data, bytes, 2, ahead);
-    default: return sum_streams(data, bytes, 1, ahead);
+    case 4:
+        return sum_streams(data, bytes, 4, ahead);
+    case 2:
+        return sum_streams(data, bytes, 2, ahead);
+    default:
+        return sum_streams(data, bytes, 1, ahead);
     }
 }
 
@@ -64,14 +67,14 @@ static uint64_t sum_baseline(const char *data, size_t bytes, unsigned streams, u
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx2"))) static uint64_t
-sum_avx2(const char *data, size_t bytes, unsigned streams, unsigned ahead)
+__attribute__((target("avx2"))) static uint64_t sum_avx2(const char *data, size_t bytes,
+                                                         unsigned streams, unsigned ahead)
 {
     return sum_any(data, bytes, streams, ahead);
 }
 
-__attribute__((target("avx512f"))) static uint64_t
-sum_avx512(const char *data, size_t bytes, unsigned streams, unsigned ahead)
+__attribute__((target("avx512f"))) static uint64_t sum_avx512(const char *data, size_t bytes,
+                                                              unsigned streams, unsigned ahead)
 {
     return sum_any(data, bytes, streams, ahead);
 }
@@ -107,7 +110,9 @@ int reader_open(struct reader *r, size_t bytes)
 #endif
     r->buffer = memory;
     blocks = (long long)(r->bytes / HUGE_PAGE);
+#if defined(_OPENMP)
 #pragma omp parallel for schedule(static)
+#endif
     for (i = 0; i < blocks; i++)
         memset(r->buffer + (size_t)i * HUGE_PAGE, (int)(i & 0x7f) + 1, HUGE_PAGE);
     return 1;
@@ -134,7 +139,9 @@ double reader_burst(void *context, uint64_t passes)
 
         if (r->cursor + r->pass_bytes > r->bytes)
             r->cursor = 0;
+#if defined(_OPENMP)
 #pragma omp parallel for num_threads(threads) schedule(static, 1) reduction(+ : total)
+#endif
         for (i = 0; i < threads; i++)
             total += sum(r->buffer + r->cursor + (size_t)i * share, share, r->form.streams,
                          r->form.ahead);

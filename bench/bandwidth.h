@@ -1,4 +1,7 @@
-/* The reader: what plain reading of memory reaches, on as many threads as the work it is held against. */
+/*
+ * The reader: what plain reading of memory reaches, on as many threads as the work that it is held
+ * against, and shared out to them in the same way: an equal, contiguous part for each.
+ */
 #ifndef BENCH_BANDWIDTH_H
 #define BENCH_BANDWIDTH_H
 
@@ -29,7 +32,8 @@ void reader_close(struct reader *reader);
 /* Sets the number of threads, and the fastest form of reading with so many. */
 void reader_set_threads(struct reader *reader, unsigned threads);
 
-/* Reads the next pass_bytes of the buffer `passes` times. Returns seconds a pass. A `burst` of measure.h. */
+/* Reads the next pass_bytes of the buffer, `passes` times; seconds a pass. A burst_function
+ * of measure.h. */
 double reader_burst(void *reader, uint64_t passes);
 
 #endif

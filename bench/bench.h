@@ -11,7 +11,8 @@
 struct bench {
     const struct settings *settings;
     const char *backend;
-    uint64_t footprint;
+    uint32_t threads;   /* for what is not measured */
+    uint64_t footprint; /* bytes of each cache type */
     struct reader reader;
     struct report report;
 };
@@ -34,11 +35,14 @@ void table_add_reader(struct table *table, struct bench *bench, uint32_t threads
 int table_run(struct table *table, struct bench *bench);
 
 /* A subject for each cache type of the scenario with `n_layers` layers, or as many as the
- * footprint needs for `context` tokens if 0. Prints what failed and returns 0 if one cannot be made. */
+ * footprint needs for `context` tokens if 0. Returns 0 if one cannot be made, and prints why. */
 int open_subjects(struct subject *subjects, const struct bench *bench,
                   const struct scenario *scenario, const struct shape *shape,
                   const struct chunk *chunk, uint64_t context, uint32_t n_layers);
 void close_subjects(struct subject *subjects, size_t n);
+
+/* subject_fill, with all threads; says so if the backend is too slow to fill all layers. */
+int fill_subject(struct subject *subject, struct bench *bench, uint64_t n_tokens);
 
 /* Prints what the library said, and returns 0. */
 int subject_failed(const struct subject *subject);
@@ -49,5 +53,8 @@ int append_run(struct bench *bench, const struct scenario *scenario);
 int prefill_run(struct bench *bench, const struct scenario *scenario);
 int bandwidth_run(struct bench *bench, const struct scenario *scenario);
 int standard_run(struct bench *bench, const struct scenario *scenario);
+
+/* Draws the decode rows with two or more contexts. */
+int plot_write(const char *path, const struct machine *machine, const struct row *rows, size_t n);
 
 #endif

@@ -66,8 +66,8 @@ static void fill_rows(uint16_t *rows, uint32_t tokens, size_t width, const float
     }
 }
 
-int chunk_make(struct chunk *chunk, uint32_t tokens, uint32_t heads, uint32_t k_dim,
-               uint32_t v_dim, int gauss)
+int chunk_make(struct chunk *chunk, uint32_t tokens, uint32_t heads, uint32_t k_dim, uint32_t v_dim,
+               int gauss)
 {
     const size_t k_width = (size_t)heads * k_dim, v_width = (size_t)heads * v_dim;
     const size_t width = k_width > v_width ? k_width : v_width;

@@ -13,8 +13,8 @@ struct chunk {
 
 /* Gaussian values and keys; unless `gauss`, a few key channels of every head have an offset and
  * ten times the magnitude. Returns 0 if there is no memory. */
-int chunk_make(struct chunk *chunk, uint32_t tokens, uint32_t heads, uint32_t k_dim,
-               uint32_t v_dim, int gauss);
+int chunk_make(struct chunk *chunk, uint32_t tokens, uint32_t heads, uint32_t k_dim, uint32_t v_dim,
+               int gauss);
 void chunk_free(struct chunk *chunk);
 
 /* n Gaussian numbers. */

@@ -12,15 +12,16 @@ static const struct {
     enum command command;
 } commands[] = {
     {"decode", "attention of one decode step over a long context",
-     "A row is one call of kivi_run for one layer: the queries of one decode step attend over the\n"
-     "whole context. The layers of a model are rotated, so that no step finds its data in the CPU's\n"
-     "caches. Bytes are those of the packed layout: codes, scales, minima and f16 rows of every\n"
-     "token, once. All rows of one context are measured in turns with a reader of plain memory; its\n"
-     "bandwidth is what \"of read\" refers to, turn by turn.\n",
+     "A row is one call of kivi_run for one layer: the queries of one decode step attend over\n"
+     "the whole context. The layers of a model are rotated, so that no step finds its data in\n"
+     "the CPU's caches. Bytes are those of the packed layout: codes, scales, minima and f16 rows\n"
+     "of every token, once. All rows of one context are measured in turns with a reader of plain\n"
+     "memory; its bandwidth is what \"of read\" refers to, turn by turn.\n",
      COMMAND_DECODE},
     {"append", "quantization of new tokens",
-     "A row is one call of kivi_append for one layer, with f16 input that lies in the CPU's caches,\n"
-     "as it does when a projection has just written it. Bytes are those of the input.\n",
+     "A row is one call of kivi_run for one layer that appends only, with f16 input that lies in\n"
+     "the CPU's caches, as it does when a projection has just written it. Bytes are those of the\n"
+     "input.\n",
      COMMAND_APPEND},
     {"prefill", "append and attention of a prompt, in one call",
      "A row is one call of kivi_run for one layer of an empty sequence: append the prompt, attend\n"
@@ -38,8 +39,29 @@ static const struct {
 };
 
 enum id {
-    Q_HEADS, KV_HEADS, DIM, K_DIM, V_DIM, BITS, GROUP, THREADS, BACKEND, CONTEXT, PRECISION,
-    QUERIES, TOKENS, WITH_APPEND, IN_CACHE, HOST, DATA, TIME, FOOTPRINT, QUICK, JSON, PLOT, HELP
+    Q_HEADS,
+    KV_HEADS,
+    DIM,
+    K_DIM,
+    V_DIM,
+    BITS,
+    GROUP,
+    THREADS,
+    BACKEND,
+    CONTEXT,
+    PRECISION,
+    QUERIES,
+    TOKENS,
+    WITH_APPEND,
+    IN_CACHE,
+    HOST,
+    DATA,
+    TIME,
+    FOOTPRINT,
+    QUICK,
+    JSON,
+    PLOT,
+    HELP
 };
 
 static const struct {
@@ -56,7 +78,7 @@ static const struct {
     {GROUP, "--group", "N", "group size: 32, 64 or 128 (32)", CACHES},
     {THREADS, "--threads", "LIST", "threads (1 and all)", EVERY},
     {BACKEND, "--backend", "LIST", "backends by name (the library's choice)", CACHES | COMMAND_ALL},
-    {CONTEXT, "--context", "LIST", "tokens of the sequence (4096,16384,65536)",
+    {CONTEXT, "--context", "LIST", "tokens of the sequence (4096,16384,65536; append 4096)",
      COMMAND_DECODE | COMMAND_APPEND},
     {PRECISION, "--precision", "P", "standard, precise or both (standard)",
      COMMAND_DECODE | COMMAND_PREFILL},
@@ -72,9 +94,9 @@ static const struct {
      CACHES | COMMAND_ALL},
     {DATA, "--data", "D", "keys: gauss, or outlier (a few channels ten times the rest; default)",
      CACHES | COMMAND_ALL},
-    {TIME, "--time", "S", "seconds of measurement for each row (0.4)", EVERY},
-    {FOOTPRINT, "--footprint", "MB", "data to rotate for each row (4 times the last-level cache,\n"
-     "                      at least 1024)", EVERY},
+    {TIME, "--time", "S", "seconds of measurement for each row (0.4; quick 0.2)", EVERY},
+    {FOOTPRINT, "--footprint", "MB", "data to rotate (4 times the last-level cache, at least 1024)",
+     EVERY},
     {QUICK, "--quick", NULL, "three contexts, and half the time", COMMAND_ALL},
     {JSON, "--json", NULL, "print JSON instead of tables", EVERY},
     {PLOT, "--plot", "FILE", "draw speed against context beside the bandwidth floor (SVG)",
@@ -102,7 +124,7 @@ static void print_command_help(size_t command)
            commands[command].help);
     for (i = 0; i < COUNT(table); i++) {
         if (table[i].commands & commands[command].command)
-            printf("  %-13s %-5s %s\n", table[i].name, table[i].value ? table[i].value : "",
+            printf("  %-14s %-4s  %s\n", table[i].name, table[i].value ? table[i].value : "",
                    table[i].help);
     }
     printf("A LIST is separated by commas.\n");
@@ -150,23 +172,31 @@ static int parse_numbers(const char *text, uint64_t low, uint64_t high, struct n
     return 0;
 }
 
+static int read_bits(const char **text, uint32_t *bits)
+{
+    uint64_t n;
+
+    if (!read_number(text, 2, 16, &n))
+        return 0;
+    *bits = (uint32_t)n;
+    return n == 2 || n == 4 || n == 8 || n == 16;
+}
+
 static int parse_types(const char *text, struct type_list *list)
 {
     for (list->n = 0; list->n < LIST_MAX; text++) {
         struct cache_type *type = &list->at[list->n++];
-        uint64_t k, v;
 
         if (*text == 'k') {
             text++;
-            if (!read_number(&text, 2, 16, &k) || *text++ != 'v' || !read_number(&text, 2, 16, &v))
+            if (!read_bits(&text, &type->k_bits) || *text++ != 'v'
+                || !read_bits(&text, &type->v_bits))
                 return 0;
         } else {
-            if (!read_number(&text, 2, 16, &k))
+            if (!read_bits(&text, &type->k_bits))
                 return 0;
-            v = k;
+            type->v_bits = type->k_bits;
         }
-        type->k_bits = (uint32_t)k;
-        type->v_bits = (uint32_t)v;
         if (*text != ',')
             return *text == 0;
     }
@@ -204,26 +234,42 @@ static int set(struct options *o, enum id id, char *value)
     char *end;
 
     switch (id) {
-    case Q_HEADS: return parse_number(value, 1, 65536, &s->q_heads);
-    case KV_HEADS: return parse_numbers(value, 1, 65536, &s->kv_heads);
+    case Q_HEADS:
+        return parse_number(value, 1, 65536, &s->q_heads);
+    case KV_HEADS:
+        return parse_numbers(value, 1, 65536, &s->kv_heads);
     case DIM:
         if (!parse_number(value, 8, 512, &s->k_dim))
             return 0;
         s->v_dim = s->k_dim;
         return 1;
-    case K_DIM: return parse_number(value, 8, 512, &s->k_dim);
-    case V_DIM: return parse_number(value, 8, 512, &s->v_dim);
-    case BITS: return parse_types(value, &s->types);
-    case GROUP: return parse_number(value, 32, 128, &s->group);
-    case THREADS: return parse_numbers(value, 1, 1024, &s->threads);
-    case BACKEND: return parse_names(value, &o->backends);
-    case CONTEXT: return parse_numbers(value, 16, 1u << 26, &s->contexts);
-    case PRECISION: return parse_precision(value, &s->precisions);
-    case QUERIES: return parse_number(value, 1, 16, &s->queries);
-    case TOKENS: return parse_number(value, 1, 1u << 20, &s->tokens);
-    case WITH_APPEND: return s->appends = 1;
-    case IN_CACHE: return s->in_cache = 1;
-    case HOST: return settings->host_threads = 1;
+    case K_DIM:
+        return parse_number(value, 8, 512, &s->k_dim);
+    case V_DIM:
+        return parse_number(value, 8, 512, &s->v_dim);
+    case BITS:
+        return parse_types(value, &s->types);
+    case GROUP:
+        return parse_number(value, 32, 128, &s->group)
+               && (s->group == 32 || s->group == 64 || s->group == 128);
+    case THREADS:
+        return parse_numbers(value, 1, 1024, &s->threads);
+    case BACKEND:
+        return parse_names(value, &o->backends);
+    case CONTEXT:
+        return parse_numbers(value, 16, 1u << 26, &s->contexts);
+    case PRECISION:
+        return parse_precision(value, &s->precisions);
+    case QUERIES:
+        return parse_number(value, 1, 16, &s->queries);
+    case TOKENS:
+        return parse_number(value, 1, 1u << 20, &s->tokens);
+    case WITH_APPEND:
+        return s->appends = 1;
+    case IN_CACHE:
+        return s->in_cache = 1;
+    case HOST:
+        return settings->host_threads = 1;
     case DATA:
         settings->gauss = strcmp(value, "gauss") == 0;
         return settings->gauss || strcmp(value, "outlier") == 0;
@@ -235,10 +281,15 @@ static int set(struct options *o, enum id id, char *value)
             return 0;
         settings->footprint = (uint64_t)n << 20;
         return 1;
-    case QUICK: return settings->quick = 1;
-    case JSON: return settings->json = 1;
-    case PLOT: settings->plot = value; return 1;
-    case HELP: break;
+    case QUICK:
+        return settings->quick = 1;
+    case JSON:
+        return settings->json = 1;
+    case PLOT:
+        settings->plot = value;
+        return 1;
+    case HELP:
+        break;
     }
     return 0;
 }
@@ -255,7 +306,6 @@ static void set_defaults(struct options *o, enum command command)
                      .types = {4, {{16, 16}, {8, 8}, {4, 4}, {2, 2}}},
                      .precisions = PRECISION_STANDARD,
                      .queries = 1},
-        .settings = {.seconds = 0.4},
         .backends = {1, {NULL}},
     };
 
@@ -267,11 +317,13 @@ static void set_defaults(struct options *o, enum command command)
 }
 
 /* What the options say together. */
-static int check(const struct options *o)
+static int check(struct options *o)
 {
     const struct scenario *s = &o->scenario;
     size_t i;
 
+    if (o->settings.seconds == 0)
+        o->settings.seconds = o->settings.quick ? 0.2 : 0.4;
     for (i = 0; i < s->kv_heads.n; i++) {
         if (s->q_heads % s->kv_heads.at[i]) {
             fprintf(stderr, "kivi-bench: %u kv heads do not divide %u query heads\n",
@@ -320,7 +372,8 @@ int options_parse(struct options *options, int argc, char **argv)
                 break;
         }
         if (i == COUNT(table)) {
-            fprintf(stderr, "kivi-bench: %s has no option \"%s\"; try --help\n", argv[1], argv[arg]);
+            fprintf(stderr, "kivi-bench: %s has no option \"%s\"; try --help\n", argv[1],
+                    argv[arg]);
             return -1;
         }
         if (table[i].id == HELP) {

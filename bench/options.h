@@ -15,7 +15,11 @@ enum command {
     COMMAND_ALL = 1u << 4
 };
 
-enum { PRECISION_STANDARD = 1u << 0, PRECISION_PRECISE = 1u << 1 };
+enum {
+    PRECISION_STANDARD = 1u << 0,
+    PRECISION_PRECISE = 1u << 1,
+    PRECISION_PRECISE_LAST = 1u << 2 /* precise for the last cache type only */
+};
 
 struct number_list {
     size_t n;

@@ -36,8 +36,8 @@ void report_begin(struct report *r)
     if (r->settings->json)
         return;
     print_machine(r->machine);
-    printf("data      %s%s\n", r->settings->gauss ? "Gaussian"
-                                                  : "Gaussian, keys with outlier channels",
+    printf("data      %s%s\n",
+           r->settings->gauss ? "Gaussian" : "Gaussian, keys with outlier channels",
            r->settings->host_threads ? "; driven by the host's threads (kivi_work_*)" : "");
 }
 
@@ -52,13 +52,30 @@ void report_heading(struct report *r, const char *heading)
     r->last_command = NULL;
     if (!r->settings->json)
         printf("\n%s\n", heading);
+    fflush(stdout); /* before what may go wrong and be said on stderr */
 }
 
-static void print_columns(const char *command)
+void report_note(struct report *r, const char *note)
 {
-    printf("%8s %7s  %-5s %-9s %11s %11s", strcmp(command, "decode") == 0 ? "context" : "tokens",
+    if (!r->settings->json)
+        printf("%s\n", note);
+}
+
+static int is_command(const struct row *row, const char *command)
+{
+    return strcmp(row->command, command) == 0;
+}
+
+static void print_columns(const struct row *w)
+{
+    if (is_command(w, "bandwidth")) {
+        printf("%7s %11s %11s %9s %7s %10s\n", "threads", "median us", "min us", "MB", "GB/s",
+               "best GB/s");
+        return;
+    }
+    printf("%8s %7s  %-5s %-9s %11s %11s", is_command(w, "decode") ? "context" : "tokens",
            "threads", "cache", "precision", "median us", "min us");
-    if (strcmp(command, "prefill") == 0)
+    if (is_command(w, "prefill"))
         printf(" %10s", "GFLOP/s");
     else
         printf(" %9s %7s %8s", "MB", "GB/s", "of read");
@@ -73,24 +90,32 @@ static void print_number(int width, int decimals, double number)
         printf(" %*s", width, "-");
 }
 
+static void print_times_and_bytes(const struct row *w)
+{
+    printf(" %11.1f %11.1f", w->median * 1e6, w->min * 1e6);
+    if (is_command(w, "prefill"))
+        return;
+    print_number(9, 2, (double)w->bytes * 1e-6);
+    print_number(7, 2, (double)w->bytes / w->median * 1e-9);
+}
+
 static void print_row(const struct row *w)
 {
-    const uint64_t first = strcmp(w->command, "decode") == 0 ? w->context : w->tokens;
-
-    if (first)
-        printf("%8llu", (unsigned long long)first);
-    else
-        printf("%8s", "-");
-    printf(" %7u  %-5s %-9s %11.1f %11.1f", w->threads, w->cache, w->precision, w->median * 1e6,
-           w->min * 1e6);
-    if (strcmp(w->command, "prefill") == 0) {
-        print_number(10, 1, w->operations / w->median * 1e-9);
+    if (is_command(w, "bandwidth")) {
+        printf("%7u", w->threads);
+        print_times_and_bytes(w);
+        print_number(10, 2, (double)w->bytes / w->min * 1e-9);
     } else {
-        print_number(9, 2, (double)w->bytes * 1e-6);
-        print_number(7, 2, (double)w->bytes / w->median * 1e-9);
-        print_number(8, 2, w->of_read);
+        printf("%8llu %7u  %-5s %-9s",
+               (unsigned long long)(is_command(w, "decode") ? w->context : w->tokens), w->threads,
+               w->cache, w->precision);
+        print_times_and_bytes(w);
+        if (is_command(w, "prefill"))
+            print_number(10, 1, w->operations / w->median * 1e-9);
+        else
+            print_number(8, 2, w->of_read);
+        print_number(7, 2, w->of_f16);
     }
-    print_number(7, 2, w->of_f16);
     printf("\n");
     fflush(stdout);
 }
@@ -109,7 +134,7 @@ int report_row(struct report *r, const struct row *row)
     r->rows[r->n_rows++] = *row;
     if (!r->settings->json) {
         if (!r->last_command || strcmp(r->last_command, row->command) != 0)
-            print_columns(row->command);
+            print_columns(row);
         r->last_command = row->command;
         print_row(row);
     }
@@ -168,8 +193,8 @@ static void json_row(const struct row *w, const char *end)
            w->host_threads ? "true" : "false");
     printf("\"rounds\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"bytes\": %llu, ", w->rounds,
            w->median, w->min, (unsigned long long)w->bytes);
-    printf("\"gb_per_s\": %.6g, \"operations\": %.9g, ", (double)w->bytes / w->median * 1e-9,
-           w->operations);
+    printf("\"footprint\": %llu, \"gb_per_s\": %.6g, \"operations\": %.9g, ",
+           (unsigned long long)w->footprint, (double)w->bytes / w->median * 1e-9, w->operations);
     printf("\"of_read\": %.6g, \"of_f16\": %.6g}%s\n", w->of_read, w->of_f16, end);
 }
 

@@ -16,9 +16,10 @@ struct row {
     size_t rounds;
     double median, min; /* seconds of one call */
     uint64_t bytes;     /* of one call */
+    uint64_t footprint; /* bytes that are rotated */
     double operations;  /* of one call; 0 if they are not counted */
-    double of_read;     /* share of the reader's bandwidth, its median over rounds; 0: not measured */
-    double of_f16;      /* how many times as fast as the f16 cache, likewise */
+    double of_read; /* share of the reader's bandwidth, its median over rounds; 0: not measured */
+    double of_f16;  /* how many times as fast as the f16 cache, likewise */
 };
 
 struct report {
@@ -32,6 +33,7 @@ struct report {
 void report_begin(struct report *report);
 void report_backend(struct report *report, const char *name, const char *description);
 void report_heading(struct report *report, const char *heading);
+void report_note(struct report *report, const char *note);
 
 /* Keeps a copy of the row, and prints it. Returns 0 if there is no memory. */
 int report_row(struct report *report, const struct row *row);

@@ -108,14 +108,16 @@ static kivi_status run_on_own_threads(struct subject *s, const kivi_item *item,
 {
     const uint32_t n_parts = machine_threads();
     kivi_work *work;
-    kivi_status status = kivi_work_begin(s->cache, s->layer, item, 1, attention, n_parts, &work,
-                                         &s->error);
+    kivi_status status =
+        kivi_work_begin(s->cache, s->layer, item, 1, attention, n_parts, &work, &s->error);
     uint32_t n_phases;
 
     if (status != KIVI_OK)
         return status;
     n_phases = kivi_work_phases(work);
+#if defined(_OPENMP)
 #pragma omp parallel num_threads((int)n_parts)
+#endif
     {
         uint32_t phase;
 
@@ -123,7 +125,9 @@ static kivi_status run_on_own_threads(struct subject *s, const kivi_item *item,
             int part;
 
             /* The loop ends with the barrier that has to stand between phases. */
+#if defined(_OPENMP)
 #pragma omp for schedule(static, 1)
+#endif
             for (part = 0; part < (int)n_parts; part++)
                 kivi_work_part(work, phase, (uint32_t)part);
         }
@@ -133,31 +137,38 @@ static kivi_status run_on_own_threads(struct subject *s, const kivi_item *item,
 
 int subject_run(struct subject *s, kivi_item *item, const kivi_attention *attention)
 {
-    kivi_status status;
-
     item->seq = s->seq;
     if (s->host_threads)
-        status = run_on_own_threads(s, item, attention);
-    else
-        status = kivi_run(s->cache, s->layer, item, 1, attention, &s->error);
-    if (++s->layer == s->n_layers) {
-        s->layer = 0;
-        s->length += item->n_new;
-    }
-    return status == KIVI_OK;
+        return run_on_own_threads(s, item, attention) == KIVI_OK;
+    return kivi_run(s->cache, s->layer, item, 1, attention, &s->error) == KIVI_OK;
 }
 
-int subject_fill(struct subject *s, uint64_t n_tokens)
+void subject_advance(struct subject *s, uint64_t n_new)
 {
-    while (s->length < n_tokens) {
-        const uint64_t left = n_tokens - s->length;
-        kivi_item item = {.q_position = KIVI_NEWEST};
+    if (++s->layer == s->n_layers) {
+        s->layer = 0;
+        s->length += n_new;
+    }
+}
 
-        subject_input(s, &item, left < s->chunk->tokens ? left : s->chunk->tokens);
-        do {
+int subject_fill(struct subject *s, uint64_t n_tokens, double seconds)
+{
+    const double start = machine_now();
+    uint64_t n, at;
+
+    for (s->layer = 0; s->layer < s->n_layers; s->layer++) {
+        for (at = 0; at < n_tokens; at += n) {
+            kivi_item item = {.q_position = KIVI_NEWEST};
+
+            n = n_tokens - at < s->chunk->tokens ? n_tokens - at : s->chunk->tokens;
+            subject_input(s, &item, n);
             if (!subject_run(s, &item, NULL))
                 return 0;
-        } while (s->layer);
+        }
+        if (machine_now() - start > seconds)
+            s->n_layers = s->layer + 1;
     }
+    s->layer = 0;
+    s->length = n_tokens;
     return 1;
 }

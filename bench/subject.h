@@ -29,8 +29,8 @@ struct subject {
 void type_name(struct cache_type type, char *name, size_t capacity);
 int type_is_f16(struct cache_type type);
 
-/* Bytes of one layer of `n_tokens` tokens by the documented layout: packed blocks, and f16 rows of what
- * is in the window. */
+/* Bytes of one layer of `n_tokens` tokens by the documented layout: packed blocks, and f16 rows of
+ * what is in the window. */
 uint64_t layer_bytes(const struct shape *shape, struct cache_type type, uint64_t n_tokens);
 
 /* Layers of so many tokens that `footprint` bytes need: at least one. */
@@ -42,14 +42,18 @@ uint32_t layers_for(const struct shape *shape, struct cache_type type, uint64_t 
 int subject_open(struct subject *subject);
 void subject_close(struct subject *subject);
 
-/* Appends to every layer until it has `n_tokens`. */
-int subject_fill(struct subject *subject, uint64_t n_tokens);
+/* Appends `n_tokens` to every layer of an empty sequence. A backend that takes more than so many
+ * seconds is left with the layers that it has done: n_layers becomes lower. */
+int subject_fill(struct subject *subject, uint64_t n_tokens, double seconds);
 
 /* Starts over with an empty sequence. */
 int subject_restart(struct subject *subject);
 
-/* One kivi_run on the next layer, which moves on; `length` counts the tokens of `item`. */
+/* One kivi_run on the layer that comes next. */
 int subject_run(struct subject *subject, kivi_item *item, const kivi_attention *attention);
+
+/* On to the layer after it, to which `n_new` tokens were appended like to all others. */
+void subject_advance(struct subject *subject, uint64_t n_new);
 
 /* The first `n` tokens of the chunk as input. */
 void subject_input(const struct subject *subject, kivi_item *item, uint64_t n);

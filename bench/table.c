@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#define FILL_SECONDS 6.0 /* for one cache; one with kernels for this CPU takes about a second */
+
 void table_add(struct table *t, burst_function *burst, void *context, const struct row *row)
 {
     t->contenders[t->n] = (struct contender){.burst = burst, .context = context};
@@ -19,10 +21,10 @@ void table_add_reader(struct table *t, struct bench *b, uint32_t threads, const 
     t->rows[t->n - 1].precision = "";
     t->rows[t->n - 1].bytes = b->reader.pass_bytes;
     t->rows[t->n - 1].operations = 0;
-    t->rows[t->n - 1].tokens = 0;
 }
 
-static const struct contender *find(const struct table *t, const char *cache, const struct row **row)
+static const struct contender *find(const struct table *t, const char *cache,
+                                    const struct row **row)
 {
     size_t i;
 
@@ -88,13 +90,31 @@ int open_subjects(struct subject *subjects, const struct bench *b, const struct 
         subject->backend = b->backend;
         subject->chunk = chunk;
         subject->host_threads = b->settings->host_threads;
-        subject->n_layers = n_layers ? n_layers
-                                     : layers_for(shape, subject->type, context, b->footprint);
+        subject->n_layers =
+            n_layers ? n_layers : layers_for(shape, subject->type, context, b->footprint);
         if (!subject_open(subject)) {
             subject_failed(subject);
             close_subjects(subjects, s->types.n);
             return 0;
         }
+    }
+    return 1;
+}
+
+int fill_subject(struct subject *s, struct bench *b, uint64_t n_tokens)
+{
+    const uint32_t wanted = s->n_layers;
+    char name[12], text[96];
+
+    machine_set_threads(b->threads);
+    if (!subject_fill(s, n_tokens, FILL_SECONDS))
+        return subject_failed(s);
+    if (s->n_layers < wanted) {
+        type_name(s->type, name, sizeof name);
+        snprintf(
+            text, sizeof text, "cache %s: filled slowly, so only %llu MB of data are rotated", name,
+            (unsigned long long)(layer_bytes(&s->shape, s->type, n_tokens) * s->n_layers >> 20));
+        report_note(&b->report, text);
     }
     return 1;
 }

@@ -1,5 +1,5 @@
 # What an installation consists of. Components: runtime (the shared library) and development
-# (headers, archive, package files); tools are added where they are built.
+# (headers, archive, package files), tools, cuda.
 
 include(CMakePackageConfigHelpers)
 
@@ -38,3 +38,10 @@ string(JOIN " " KIVI_PC_LIBS ${pc_libs})
 configure_file(pkgconfig/kivi.pc.in kivi.pc @ONLY)
 install(FILES "${PROJECT_BINARY_DIR}/kivi.pc"
     DESTINATION "${CMAKE_INSTALL_LIBDIR}/pkgconfig" COMPONENT development)
+
+# kivi_install_tool(<target>): a program, which finds the library beside it wherever that is moved.
+function(kivi_install_tool target)
+    file(RELATIVE_PATH libdir "${CMAKE_INSTALL_FULL_BINDIR}" "${CMAKE_INSTALL_FULL_LIBDIR}")
+    set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN/${libdir}")
+    install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT tools)
+endfunction()

@@ -47,7 +47,7 @@ struct golden_block {
     const uint16_t *x;     /* [n_tokens][dim] */
     const uint32_t *code;  /* the official arrays */
     const uint16_t *scale, *min;
-    const float *rows;     /* dequantized; may be NULL */
+    const float *rows;     /* dequantized */
 };
 
 /* Minima as numbers: the library has no -0. */
@@ -56,8 +56,8 @@ static void check_minima(const uint16_t *got, const uint16_t *golden, size_t n, 
     size_t i;
 
     for (i = 0; i < n; i++)
-        ck_assert_msg(number_from_f16(got[i]) == number_from_f16(golden[i]), "%s: minimum %zu", what,
-                      i);
+        if (number_from_f16(got[i]) != number_from_f16(golden[i]))
+            ck_abort_msg("%s: minimum %zu differs", what, i);
 }
 
 static void check_block(const kivi_packing *p, const struct golden_block *golden, const char *what)
@@ -86,9 +86,10 @@ static void check_block(const kivi_packing *p, const struct golden_block *golden
     ck_assert_int_eq(kivi_pack_from_official(p, code, scale, min, again, NULL), KIVI_OK);
     ck_assert_msg(memcmp(again, packed, bytes) == 0, "%s: no round trip", what);
     ck_assert_int_eq(kivi_unpack(p, packed, rows, NULL), KIVI_OK);
-    for (i = 0; golden->rows && i < n; i++)
-        ck_assert_msg(rows[i] == golden->rows[i], "%s: element %zu is %.9g, not %.9g", what, i,
-                      (double)rows[i], (double)golden->rows[i]);
+    for (i = 0; i < n; i++)
+        if (rows[i] != golden->rows[i])
+            ck_abort_msg("%s: element %zu is %.9g, not %.9g", what, i, (double)rows[i],
+                         (double)golden->rows[i]);
     free(packed);
     free(again);
     free(code);
@@ -361,33 +362,36 @@ static uint32_t official_code(const uint32_t *row, uint32_t bits, uint64_t i)
 
 static void check_end_keys(const struct trace *t, const struct contents *c)
 {
-    struct npy code = npy_load(t->directory, "end_k_code", "i4"), full = npy_load(t->directory, "end_k_full", "f2");
-    struct npy scale = npy_load(t->directory, "end_k_scale", "f2"), min = npy_load(t->directory, "end_k_mn", "f2");
+    struct npy code = npy_load(t->directory, "end_k_code", "i4");
+    struct npy full = npy_load(t->directory, "end_k_full", "f2");
+    struct npy scale = npy_load(t->directory, "end_k_scale", "f2");
+    struct npy min = npy_load(t->directory, "end_k_mn", "f2");
+    const uint16_t *scales = scale.data, *minima = min.data, *rows = full.data;
+    const uint64_t groups = c->k_packed / c->group_size, in_full = c->n - c->k_packed;
     uint64_t token, head, i;
 
-    ck_assert_uint_eq(full.shape[1], c->n - c->k_packed);
-    ck_assert_uint_eq(scale.shape[2], c->k_packed / c->group_size);
+    ck_assert_uint_eq(full.shape[1], in_full);
+    ck_assert_uint_eq(scale.shape[2], groups);
     for (token = 0; token < c->n; token++) {
         for (head = 0; head < c->heads; head++) {
-            for (i = 0; i < c->k_dim; i++) {
-                const uint64_t at = (token * c->heads + head) * c->k_dim + i;
-                const uint64_t group = token / c->group_size;
-                const uint64_t ours = (group * c->heads + head) * c->k_dim + i;
-                const uint64_t row = head * c->k_dim + i;
+            const uint64_t at = (token * c->heads + head) * c->k_dim;
+            const uint64_t group = token / c->group_size;
 
-                if (token >= c->k_packed) {
-                    ck_assert_uint_eq(c->k_row[at],
-                                      ((uint16_t *)full.data)[(head * full.shape[1] + token
-                                                               - c->k_packed) * c->k_dim + i]);
-                    continue;
-                }
-                ck_assert_uint_eq(c->k_code[at],
-                                  official_code((uint32_t *)code.data + row * code.shape[2],
-                                                c->k_bits, token));
-                ck_assert_uint_eq(c->k_scale[ours],
-                                  ((uint16_t *)scale.data)[row * scale.shape[2] + group]);
-                check_minima(&c->k_min[ours], (uint16_t *)min.data + row * min.shape[2] + group, 1,
-                             "end_k_mn");
+            if (token >= c->k_packed) {
+                ck_assert_mem_eq(c->k_row + at,
+                                 rows + (head * in_full + token - c->k_packed) * c->k_dim,
+                                 c->k_dim * 2);
+                continue;
+            }
+            for (i = 0; i < c->k_dim; i++) {
+                const uint64_t ours = (group * c->heads + head) * c->k_dim + i;
+                const uint64_t row = head * c->k_dim + i, theirs = row * groups + group;
+                const uint32_t *words = (const uint32_t *)code.data + row * code.shape[2];
+
+                if (c->k_code[at + i] != official_code(words, c->k_bits, token)
+                    || c->k_scale[ours] != scales[theirs])
+                    ck_abort_msg("key of token %d, channel %d", (int)token, (int)i);
+                check_minima(&c->k_min[ours], &minima[theirs], 1, "end_k_mn");
             }
         }
     }
@@ -399,32 +403,33 @@ static void check_end_keys(const struct trace *t, const struct contents *c)
 
 static void check_end_values(const struct trace *t, const struct contents *c)
 {
-    struct npy code = npy_load(t->directory, "end_v_code", "i4"), full = npy_load(t->directory, "end_v_full", "f2");
-    struct npy scale = npy_load(t->directory, "end_v_scale", "f2"), min = npy_load(t->directory, "end_v_mn", "f2");
+    struct npy code = npy_load(t->directory, "end_v_code", "i4");
+    struct npy full = npy_load(t->directory, "end_v_full", "f2");
+    struct npy scale = npy_load(t->directory, "end_v_scale", "f2");
+    struct npy min = npy_load(t->directory, "end_v_mn", "f2");
+    const uint16_t *scales = scale.data, *minima = min.data, *rows = full.data;
+    const uint64_t groups = c->v_groups, in_full = c->n - c->v_packed;
     uint64_t token, head, i;
 
-    ck_assert_uint_eq(full.shape[1], c->n - c->v_packed);
+    ck_assert_uint_eq(full.shape[1], in_full);
     ck_assert_uint_eq(code.shape[1], c->v_packed);
     for (token = 0; token < c->n; token++) {
         for (head = 0; head < c->heads; head++) {
             const uint64_t at = token * c->heads + head;
             const uint64_t row = head * c->v_packed + token;
+            const uint32_t *words = (const uint32_t *)code.data + row * code.shape[2];
 
             if (token >= c->v_packed) {
                 ck_assert_mem_eq(c->v_row + at * c->v_dim,
-                                 (uint16_t *)full.data
-                                     + (head * full.shape[1] + token - c->v_packed) * c->v_dim,
+                                 rows + (head * in_full + token - c->v_packed) * c->v_dim,
                                  c->v_dim * 2);
                 continue;
             }
             for (i = 0; i < c->v_dim; i++)
-                ck_assert_uint_eq(c->v_code[at * c->v_dim + i],
-                                  official_code((uint32_t *)code.data + row * code.shape[2],
-                                                c->v_bits, i));
-            ck_assert_mem_eq(c->v_scale + at * c->v_groups,
-                             (uint16_t *)scale.data + row * scale.shape[2], c->v_groups * 2);
-            check_minima(c->v_min + at * c->v_groups, (uint16_t *)min.data + row * min.shape[2],
-                         c->v_groups, "end_v_mn");
+                if (c->v_code[at * c->v_dim + i] != official_code(words, c->v_bits, i))
+                    ck_abort_msg("value of token %d, channel %d", (int)token, (int)i);
+            ck_assert_mem_eq(c->v_scale + at * groups, scales + row * groups, groups * 2);
+            check_minima(c->v_min + at * groups, minima + row * groups, groups, "end_v_mn");
         }
     }
     npy_free(&code);

@@ -191,12 +191,11 @@ static int run_batch(struct batch *b, struct lm_evaluation *e, uint64_t done,
         score(b, p, e->results);
         lm_progress_show(progress, done + (p + 1) * b->n_windows, e->n_windows * e->context);
     }
+    lm_store_describe(b->stores[0], e->backend, sizeof e->backend);
     for (size_t t = 0; t < n_types; t++) {
         if (lm_store_usage(b->stores[t], &e->results[t].usage, error))
             return -1;
         e->results[t].seconds += lm_store_seconds(b->stores[t]);
-        if (t == 0 || !e->options->types[t].keys_per_token)
-            lm_store_describe(b->stores[t], e->description, sizeof e->description);
     }
     return 0;
 }

@@ -20,7 +20,7 @@ struct lm_evaluation {
     size_t n_windows;
     uint64_t positions; /* predicted, for each type */
     double seconds;     /* of the run */
-    char description[1024]; /* kivi_describe of the first type that is quantized, or of f16 */
+    char backend[256];  /* in words */
     struct lm_result results[LM_MAX_TYPES];
 };
 

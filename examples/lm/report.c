@@ -75,7 +75,7 @@ static void print_head(const struct lm_evaluation *e)
            c->residual_length);
     if (c->n_sink)
         printf(", and the first %u", c->n_sink);
-    printf("\n       %s\n\n", e->description);
+    printf("\nby     %s\n\n", e->backend);
 }
 
 void lm_print_table(const struct lm_evaluation *e)
@@ -137,7 +137,7 @@ void lm_print_json(const struct lm_evaluation *e)
     print_field("model", e->options->model);
     print_field("model_name", e->model->name);
     print_field("text", e->options->text);
-    print_field("backend", e->description);
+    print_field("backend", e->backend);
     printf("  \"context\": %u,\n  \"windows\": %zu,\n  \"positions\": %llu,\n", e->context,
            e->n_windows, (unsigned long long)e->positions);
     printf("  \"group\": %u,\n  \"residual\": %u,\n  \"sink\": %u,\n  \"precise\": %s,\n",

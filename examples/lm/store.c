@@ -216,7 +216,12 @@ double lm_store_seconds(const struct lm_store *store)
 
 void lm_store_describe(const struct lm_store *store, char *text, size_t capacity)
 {
+    char *end;
+
     text[0] = '\0';
     if (store->cache)
         kivi_describe(store->cache, text, capacity);
+    end = strstr(text, ". ");
+    if (end)
+        *end = '\0';
 }

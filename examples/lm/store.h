@@ -51,7 +51,8 @@ int lm_store_usage(const struct lm_store *store, struct lm_usage *usage, struct 
 /* Wall-clock time spent so far in lm_store_attend. */
 double lm_store_seconds(const struct lm_store *store);
 
-/* kivi_describe, or "" with keys per token. */
+/* The library's version and backend, in words: the first sentence of kivi_describe. "" with keys per
+ * token. */
 void lm_store_describe(const struct lm_store *store, char *text, size_t capacity);
 
 #endif

@@ -42,7 +42,7 @@ struct kivi_cache {
     struct kivi_pool page_pool, window_pool;
     struct kivi_sequence **sequences; /* max_sequences slots, NULL if free */
     uint64_t *generations;            /* of each slot: part of its sequence's id */
-    uint32_t n_sequences;
+    uint32_t n_sequences, first_free; /* no slot below first_free is free */
     uint64_t *layer_tokens; /* sum over sequences of the tokens of a layer */
     uint64_t epoch;         /* of the statistics */
 };
@@ -58,10 +58,22 @@ struct kivi_cache {
 /* The sequence, or NULL with *error. */
 struct kivi_sequence *kivi_sequence_find(const kivi_cache *cache, kivi_seq seq, kivi_error *error);
 
-/* A new sequence in a free slot, or NULL with *error. */
-struct kivi_sequence *kivi_sequence_add(kivi_cache *cache, kivi_error *error);
+/* A new, empty sequence that no one can find yet, or NULL with *error. */
+struct kivi_sequence *kivi_sequence_new(kivi_cache *cache, kivi_error *error);
 
-/* Releases what the sequence holds, and its slot. */
+/* Releases a sequence that is not in the table, and what it holds. */
+void kivi_sequence_free(kivi_cache *cache, struct kivi_sequence *sequence);
+
+/* Whether n more sequences may live. */
+kivi_status kivi_sequence_room(const kivi_cache *cache, uint64_t n, kivi_error *error);
+
+/* Whether n more tokens may join a layer. */
+kivi_status kivi_token_room(const kivi_cache *cache, uint32_t layer, uint64_t n, kivi_error *error);
+
+/* Puts a sequence into the table, for which there is room: it has an id, and its tokens count. */
+void kivi_sequence_publish(kivi_cache *cache, struct kivi_sequence *sequence);
+
+/* Takes a sequence out of the table and frees it. */
 void kivi_sequence_remove(kivi_cache *cache, struct kivi_sequence *sequence);
 
 /* The sequence's layers become `fresh` (n_layers of them), and what they were is released. */
@@ -86,7 +98,9 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
 /* Releases pages (and the window) that the layer's span does not need. */
 void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *layer);
 
-/* Bytes of pages and windows that kivi_layer_reserve would take for one more token. */
+/* Bytes of pages and windows that kivi_layer_reserve would take for one more token, after the layers
+ * that were counted before it in this epoch have had theirs: the last one of those that share a block
+ * keeps it. */
 uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
                                const struct kivi_layer *layer);
 

@@ -1,62 +1,77 @@
 #include "crc32c.h"
 
+#include <string.h>
+
 #define POLYNOMIAL 0x82f63b78u /* reflected */
-#define LANES 16               /* bytes at a time: table k advances a byte by k more bytes */
 
 static uint32_t next(uint32_t crc)
 {
     return crc >> 1 ^ (crc & 1 ? POLYNOMIAL : 0);
 }
 
-/* Filled in at every call: the state is on the stack, and no lock or constructor is needed. For large
- * data its cost (4096 steps) does not show. */
-static void fill(uint32_t table[LANES][256])
+static uint32_t add_byte(uint32_t crc, unsigned char byte)
 {
-    uint32_t i, k;
+    int bit;
 
-    for (i = 0; i < 256; i++) {
-        uint32_t crc = i;
+    crc ^= byte;
+    for (bit = 0; bit < 8; bit++)
+        crc = next(crc);
+    return crc;
+}
 
-        for (k = 0; k < 8; k++)
-            crc = next(crc);
-        table[0][i] = crc;
-    }
-    for (k = 1; k < LANES; k++)
+/* Eight bytes at a time: table k advances a byte by k more bytes. The tables are filled in at every
+ * call: no lock or constructor is needed, and for large data it does not show. */
+static uint32_t add_by_tables(uint32_t crc, const unsigned char *p, size_t n_words)
+{
+    uint32_t t[8][256], i, k;
+
+    for (i = 0; i < 256; i++)
+        t[0][i] = add_byte(0, (unsigned char)i);
+    for (k = 1; k < 8; k++)
         for (i = 0; i < 256; i++)
-            table[k][i] = table[k - 1][i] >> 8 ^ table[0][table[k - 1][i] & 0xff];
+            t[k][i] = t[k - 1][i] >> 8 ^ t[0][t[k - 1][i] & 0xff];
+    for (; n_words > 0; n_words--, p += 8)
+        crc = t[7][p[0] ^ (crc & 0xff)] ^ t[6][p[1] ^ (crc >> 8 & 0xff)]
+              ^ t[5][p[2] ^ (crc >> 16 & 0xff)] ^ t[4][p[3] ^ (crc >> 24)] ^ t[3][p[4]] ^ t[2][p[5]]
+              ^ t[1][p[6]] ^ t[0][p[7]];
+    return crc;
 }
 
-static uint32_t load_le32(const unsigned char *p)
+#if defined(__x86_64__) && defined(__GNUC__)
+/* SSE4.2 has this very checksum. It computes the same bits, so it is no kernel of a table. */
+#define HAS_INSTRUCTION() __builtin_cpu_supports("sse4.2")
+
+__attribute__((target("sse4.2"))) static uint32_t
+add_by_instruction(uint32_t crc, const unsigned char *p, size_t n_words)
 {
-    return (uint32_t)p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+    unsigned long long state = crc, word;
+
+    for (; n_words > 0; n_words--, p += 8) {
+        memcpy(&word, p, 8);
+        state = __builtin_ia32_crc32di(state, word);
+    }
+    return (uint32_t)state;
 }
+#else
+#define HAS_INSTRUCTION() 0
+#define add_by_instruction add_by_tables
+#endif
+
+#define SMALL 512 /* bytes for which filling the tables costs more than it saves */
 
 uint32_t kivi_crc32c(uint32_t crc, const void *data, size_t bytes)
 {
     const unsigned char *p = data;
+    size_t words = bytes / 8;
 
     crc = ~crc;
-    if (bytes >= 1024) {
-        uint32_t t[LANES][256];
-        int i;
-
-        fill(t);
-        for (; bytes >= LANES; p += LANES, bytes -= LANES) {
-            const uint32_t words[4] = {crc ^ load_le32(p), load_le32(p + 4), load_le32(p + 8),
-                                       load_le32(p + 12)};
-
-            crc = 0;
-            for (i = 0; i < 4; i++)
-                crc ^= t[15 - 4 * i][words[i] & 0xff] ^ t[14 - 4 * i][words[i] >> 8 & 0xff]
-                       ^ t[13 - 4 * i][words[i] >> 16 & 0xff] ^ t[12 - 4 * i][words[i] >> 24];
-        }
-    }
-    while (bytes-- > 0) {
-        int bit;
-
-        crc ^= *p++;
-        for (bit = 0; bit < 8; bit++)
-            crc = next(crc);
-    }
+    if (HAS_INSTRUCTION())
+        crc = add_by_instruction(crc, p, words);
+    else if (bytes >= SMALL)
+        crc = add_by_tables(crc, p, words);
+    else
+        words = 0;
+    for (p += words * 8, bytes -= words * 8; bytes > 0; bytes--)
+        crc = add_byte(crc, *p++);
     return ~crc;
 }

@@ -53,7 +53,7 @@ struct kivi_saved_layer {
 struct kivi_saved_layer kivi_saved_layer_of(const struct kivi_cache *cache, uint32_t index,
                                             const struct kivi_layer *layer);
 
-/* Bytes of the payload that a record implies; the record's lengths are at most 2^40. */
+/* Bytes of the payload that a record implies; the record has at most 2^52 tokens times kv heads. */
 uint64_t kivi_payload_bytes(const struct kivi_geometry *geometry, uint32_t index,
                             const struct kivi_saved_layer *layer);
 

@@ -21,16 +21,15 @@ static inline float kivi_f32_of_bits(uint32_t u)
     return x;
 }
 
+/* Selections, not branches: compilers turn loops over this into vector code. A subnormal is made by
+ * conversion, because as an f32 bit pattern it would be one that the host may flush to 0. */
 static inline float kivi_f32_from_f16(uint16_t h)
 {
-    const uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     const uint32_t magnitude = h & 0x7fffu;
+    const uint32_t normal = (magnitude << 13) + (magnitude >= 0x7c00u ? 224u << 23 : 112u << 23);
+    const uint32_t subnormal = kivi_bits_of_f32((float)(int32_t)magnitude * 0x1p-24f);
 
-    if (magnitude >= 0x7c00u) /* infinity and NaN keep their payload */
-        return kivi_f32_of_bits(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
-    if (magnitude < 0x400u) /* subnormal; never a subnormal f32, which the host may flush to 0 */
-        return kivi_f32_of_bits(sign | kivi_bits_of_f32((float)magnitude * 0x1p-24f));
-    return kivi_f32_of_bits(sign | ((magnitude << 13) + (112u << 23)));
+    return kivi_f32_of_bits((uint32_t)(h & 0x8000u) << 16 | (magnitude < 0x400u ? subnormal : normal));
 }
 
 static inline uint16_t kivi_f16_from_f32(float x)

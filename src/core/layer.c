@@ -184,6 +184,12 @@ void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *lay
     }
 }
 
+/* Whether writing to the block would copy it. */
+static int counts_as_copy(struct kivi_block *block)
+{
+    return ++block->writers < block->references;
+}
+
 uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
                                const struct kivi_layer *layer)
 {
@@ -192,13 +198,13 @@ uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
     const uint64_t n = pages_for(packed_end(&after), page_tokens);
     uint64_t bytes = 0, begin, end, i;
 
-    if (!layer->window || layer->window->references > 1)
+    if (!layer->window || counts_as_copy(layer->window))
         bytes += cache->geometry.window_bytes;
     if (n > layer->n_pages)
         bytes += (n - layer->n_pages) * cache->geometry.page_bytes;
     changed(&layer->span, &after, &begin, &end);
     for (i = begin / page_tokens; i < pages_for(end, page_tokens) && i < layer->n_pages; i++)
-        if (layer->blocks[i]->references > 1)
+        if (counts_as_copy(layer->blocks[i]))
             bytes += cache->geometry.page_bytes;
     return bytes;
 }

@@ -10,7 +10,7 @@
 #include "half.h"
 
 #define BUFFER_BYTES ((size_t)1 << 18)
-#define MAX_TOKENS ((uint64_t)1 << 40)
+#define MAX_HEAD_TOKENS ((uint64_t)1 << 52) /* tokens times kv heads: sizes then fit 64 bits */
 #define MAX_ROWS ((uint64_t)1 << 14) /* of a ring, whatever the writer's rollback was */
 
 struct reader {
@@ -83,21 +83,32 @@ static int all_finite(const uint16_t *halves, size_t n)
     return finite;
 }
 
+static int none_negative(const uint16_t *halves, size_t n)
+{
+    uint16_t all = 0;
+    size_t i;
+
+    for (i = 0; i < n; i++)
+        all |= halves[i];
+    return all >> 15 == 0;
+}
+
 static kivi_status get_block(struct reader *r, const struct kivi_layout *l, void *to,
                              kivi_error *error)
 {
     unsigned char *data;
-    int finite;
+    int sound;
     kivi_status status = take(r, l->block_bytes, &data, error);
 
     if (status != KIVI_OK)
         return status;
     kivi_format_swap(data, l->bits == 16 ? 0 : l->code_bytes,
                      l->bits == 16 ? l->block_bytes : 2 * (size_t)l->scale_bytes);
-    finite = l->bits == 16 ? all_finite((const uint16_t *)(void *)data, l->block_bytes / 2)
-                           : all_finite(kivi_scales_const(l, data), l->scale_bytes);
-    if (!finite)
-        return damaged(error, "a scale, minimum or number is not finite");
+    sound = l->bits == 16 ? all_finite((const uint16_t *)(void *)data, l->block_bytes / 2)
+                          : none_negative(kivi_scales_const(l, data), l->scale_bytes / 2)
+                                && all_finite(kivi_scales_const(l, data), l->scale_bytes);
+    if (!sound)
+        return damaged(error, "a scale is negative, or a scale, minimum or number not finite");
     return r->cache->backend->block_write(r->cache->context, to, 0, data, l->block_bytes, error);
 }
 
@@ -160,7 +171,7 @@ static kivi_status check_layer(const struct reader *r, uint32_t index,
         return kivi_fail(error, KIVI_ERROR_FORMAT,
                          "saved data: layer %u has %u and %u bits, in this cache %u and %u", index,
                          s->k_bits, s->v_bits, l->k.bits, l->v.bits);
-    if (s->n > MAX_TOKENS || s->k_base >= g->residual_length || s->k_base % g->group_size
+    if (s->n > MAX_HEAD_TOKENS / g->n_kv_heads || s->k_base >= g->residual_length || s->k_base % g->group_size
         || s->k_packed != kivi_keys_packed(g, s->n, s->k_base)
         || s->v_packed != kivi_values_packed(g, s->n) || s->k_low > s->k_packed
         || s->v_low > s->v_packed || s->n - s->k_low > MAX_ROWS || s->n - s->v_low > MAX_ROWS
@@ -280,82 +291,69 @@ static kivi_status read_header(struct reader *r, uint64_t *n, kivi_error *error)
     return KIVI_OK;
 }
 
-/* Sequences that are being loaded stand in the table, marked as being written. */
-static void mark_writing(const kivi_cache *cache, struct kivi_sequence *sequence, uint32_t writers)
-{
-    uint32_t i;
-
-    for (i = 0; i < cache->geometry.n_layers; i++)
-        sequence->layers[i].writers = writers;
-}
-
-static kivi_status get_sequence(struct reader *r, kivi_seq *old_seq, kivi_seq *new_seq,
-                                kivi_error *error)
+static kivi_status get_sequence(struct reader *r, kivi_seq *old_seq,
+                                struct kivi_sequence **sequence, kivi_error *error)
 {
     unsigned char record[KIVI_SEQUENCE_BYTES];
-    struct kivi_sequence *sequence;
     uint32_t i;
     kivi_status status = read_record(r, record, sizeof record,
                                      "the record of a sequence is damaged", error);
 
     if (status != KIVI_OK)
         return status;
-    kivi_lock_take(&r->cache->lock);
-    sequence = kivi_sequence_add(r->cache, error);
-    if (sequence)
-        mark_writing(r->cache, sequence, 1);
-    kivi_lock_release(&r->cache->lock);
-    if (!sequence)
-        return error->status;
     *old_seq = kivi_get64(record);
-    *new_seq = sequence->id; /* from here on the caller removes it */
+    *sequence = kivi_sequence_new(r->cache, error); /* from here on the caller frees it */
+    if (!*sequence)
+        return error->status;
     for (i = 0; i < r->cache->geometry.n_layers && status == KIVI_OK; i++)
-        status = get_layer(r, i, &sequence->layers[i], error);
+        status = get_layer(r, i, &(*sequence)->layers[i], error);
     return status;
 }
 
 /* All sequences appear, or none: with the lock held. */
-static kivi_status publish(kivi_cache *cache, const kivi_seq *seqs, size_t n, kivi_error *error)
+static kivi_status publish(kivi_cache *cache, struct kivi_sequence **sequences, size_t n,
+                           kivi_seq *new_seqs, kivi_error *error)
 {
+    kivi_status status = kivi_sequence_room(cache, n, error);
     uint32_t l;
     size_t i;
 
-    for (l = 0; l < cache->geometry.n_layers; l++) {
+    for (l = 0; l < cache->geometry.n_layers && status == KIVI_OK; l++) {
         uint64_t more = 0;
 
         for (i = 0; i < n; i++)
-            more += kivi_sequence_find(cache, seqs[i], error)->layers[l].span.n;
-        if (cache->capacity && more > cache->capacity - cache->layer_tokens[l])
-            return kivi_fail(error, KIVI_ERROR_CAPACITY,
-                             "capacity: layer %u holds %llu tokens, %llu more exceed %llu", l,
-                             (unsigned long long)cache->layer_tokens[l], (unsigned long long)more,
-                             (unsigned long long)cache->capacity);
+            more += sequences[i]->layers[l].span.n;
+        status = kivi_token_room(cache, l, more, error);
     }
-    for (i = 0; i < n; i++) {
-        struct kivi_sequence *sequence = kivi_sequence_find(cache, seqs[i], error);
-
-        for (l = 0; l < cache->geometry.n_layers; l++)
-            cache->layer_tokens[l] += sequence->layers[l].span.n;
-        mark_writing(cache, sequence, 0);
+    for (i = 0; i < n && status == KIVI_OK; i++) {
+        kivi_sequence_publish(cache, sequences[i]);
+        new_seqs[i] = sequences[i]->id;
     }
-    return KIVI_OK;
+    return status;
 }
 
-/* Removes sequences that were not published: their tokens have not been counted. */
-static void discard(kivi_cache *cache, kivi_seq *seqs, size_t n)
+/* Reads n sequences, of which there may be so many. */
+static kivi_status get_sequences(struct reader *r, size_t n, kivi_seq *old_seqs, kivi_seq *new_seqs,
+                                 kivi_error *error)
 {
-    const struct kivi_span empty = {0, 0, 0};
-    kivi_error ignored;
-    uint32_t l;
+    kivi_cache *cache = r->cache;
+    const size_t bytes = n * sizeof(struct kivi_sequence *);
+    struct kivi_sequence **sequences = kivi_heap_alloc(&cache->heap, bytes, 1);
+    kivi_status status = KIVI_OK;
+    size_t i;
 
-    while (n-- > 0) {
-        struct kivi_sequence *sequence = kivi_sequence_find(cache, seqs[n], &ignored);
-
-        for (l = 0; l < cache->geometry.n_layers; l++)
-            sequence->layers[l].span = empty;
-        kivi_sequence_remove(cache, sequence);
-        seqs[n] = 0;
-    }
+    if (!sequences)
+        return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory to load %zu sequences", n);
+    for (i = 0; i < n && status == KIVI_OK; i++)
+        status = get_sequence(r, &old_seqs[i], &sequences[i], error);
+    kivi_lock_take(&cache->lock);
+    if (status == KIVI_OK)
+        status = publish(cache, sequences, n, new_seqs, error);
+    for (i = 0; i < n && status != KIVI_OK; i++)
+        kivi_sequence_free(cache, sequences[i]);
+    kivi_lock_release(&cache->lock);
+    kivi_heap_free(&cache->heap, sequences, bytes);
+    return status;
 }
 
 /* Reads a whole file of at most `capacity` sequences. */
@@ -364,7 +362,6 @@ static kivi_status load(kivi_cache *cache, kivi_read_fn read, void *context, kiv
 {
     struct reader r = {.cache = cache, .read = read, .context = context};
     uint64_t n_sequences = 0;
-    size_t done = 0;
     kivi_status status;
 
     r.buffer = kivi_heap_alloc(&cache->heap, BUFFER_BYTES, 0);
@@ -379,18 +376,13 @@ static kivi_status load(kivi_cache *cache, kivi_read_fn read, void *context, kiv
                                "saved data: %llu sequences, there is room for %zu",
                                (unsigned long long)n_sequences, capacity);
     }
-    while (status == KIVI_OK && done < n_sequences) {
-        new_seqs[done] = 0;
-        status = get_sequence(&r, &old_seqs[done], &new_seqs[done], error);
-        if (new_seqs[done])
-            done++;
+    if (status == KIVI_OK) {
+        kivi_lock_take(&cache->lock);
+        status = kivi_sequence_room(cache, n_sequences, error);
+        kivi_lock_release(&cache->lock);
     }
-    kivi_lock_take(&cache->lock);
-    if (status == KIVI_OK)
-        status = publish(cache, new_seqs, done, error);
-    if (status != KIVI_OK)
-        discard(cache, new_seqs, done);
-    kivi_lock_release(&cache->lock);
+    if (status == KIVI_OK && n_sequences)
+        status = get_sequences(&r, (size_t)n_sequences, old_seqs, new_seqs, error);
     kivi_heap_free(&cache->heap, r.buffer, BUFFER_BYTES);
     return status;
 }

@@ -16,6 +16,7 @@ struct kivi_block {
     /* For statistics, which count shared blocks once. */
     uint64_t epoch;
     uint64_t k_counted, v_counted;
+    uint32_t writers; /* layers that would write to it with their next token */
 };
 
 struct kivi_slab {

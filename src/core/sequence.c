@@ -23,41 +23,72 @@ struct kivi_sequence *kivi_sequence_find(const kivi_cache *cache, kivi_seq seq, 
     return NULL;
 }
 
-struct kivi_sequence *kivi_sequence_add(kivi_cache *cache, kivi_error *error)
+struct kivi_sequence *kivi_sequence_new(kivi_cache *cache, kivi_error *error)
 {
-    struct kivi_sequence *sequence;
-    uint32_t slot = 0;
+    struct kivi_sequence *sequence = kivi_heap_alloc(&cache->heap, sequence_size(cache), 1);
 
-    if (cache->n_sequences == cache->max_sequences) {
-        kivi_fail(error, KIVI_ERROR_CAPACITY, "max_sequences: %u sequences are alive",
-                  cache->max_sequences);
-        return NULL;
-    }
-    while (cache->sequences[slot])
-        slot++;
-    sequence = kivi_heap_alloc(&cache->heap, sequence_size(cache), 1);
-    if (!sequence) {
+    if (!sequence)
         kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for a sequence of %u layers",
                   cache->geometry.n_layers);
-        return NULL;
-    }
+    return sequence;
+}
+
+void kivi_sequence_free(kivi_cache *cache, struct kivi_sequence *sequence)
+{
+    uint32_t i;
+
+    if (!sequence)
+        return;
+    for (i = 0; i < cache->geometry.n_layers; i++)
+        kivi_layer_clear(cache, i, &sequence->layers[i]);
+    kivi_heap_free(&cache->heap, sequence, sequence_size(cache));
+}
+
+kivi_status kivi_sequence_room(const kivi_cache *cache, uint64_t n, kivi_error *error)
+{
+    if (n <= cache->max_sequences - cache->n_sequences)
+        return KIVI_OK;
+    return kivi_fail(error, KIVI_ERROR_CAPACITY,
+                     "max_sequences: %u of %u sequences are alive, there is no room for %llu more",
+                     cache->n_sequences, cache->max_sequences, (unsigned long long)n);
+}
+
+kivi_status kivi_token_room(const kivi_cache *cache, uint32_t layer, uint64_t n, kivi_error *error)
+{
+    if (!cache->capacity || n <= cache->capacity - cache->layer_tokens[layer])
+        return KIVI_OK;
+    return kivi_fail(error, KIVI_ERROR_CAPACITY,
+                     "capacity: layer %u holds %llu tokens, %llu more exceed %llu", layer,
+                     (unsigned long long)cache->layer_tokens[layer], (unsigned long long)n,
+                     (unsigned long long)cache->capacity);
+}
+
+void kivi_sequence_publish(kivi_cache *cache, struct kivi_sequence *sequence)
+{
+    uint32_t slot = cache->first_free, i;
+
+    while (cache->sequences[slot])
+        slot++;
     sequence->id = ++cache->generations[slot] << SLOT_BITS | slot;
     cache->sequences[slot] = sequence;
+    cache->first_free = slot + 1;
     cache->n_sequences++;
-    return sequence;
+    for (i = 0; i < cache->geometry.n_layers; i++)
+        cache->layer_tokens[i] += sequence->layers[i].span.n;
 }
 
 void kivi_sequence_remove(kivi_cache *cache, struct kivi_sequence *sequence)
 {
+    const uint32_t slot = (uint32_t)(sequence->id & (((uint64_t)1 << SLOT_BITS) - 1));
     uint32_t i;
 
-    for (i = 0; i < cache->geometry.n_layers; i++) {
+    for (i = 0; i < cache->geometry.n_layers; i++)
         cache->layer_tokens[i] -= sequence->layers[i].span.n;
-        kivi_layer_clear(cache, i, &sequence->layers[i]);
-    }
-    cache->sequences[sequence->id & (((uint64_t)1 << SLOT_BITS) - 1)] = NULL;
+    cache->sequences[slot] = NULL;
     cache->n_sequences--;
-    kivi_heap_free(&cache->heap, sequence, sequence_size(cache));
+    if (slot < cache->first_free)
+        cache->first_free = slot;
+    kivi_sequence_free(cache, sequence);
 }
 
 void kivi_sequence_replace(kivi_cache *cache, struct kivi_sequence *sequence,
@@ -91,16 +122,26 @@ kivi_status kivi_sequence_idle(const kivi_cache *cache, const struct kivi_sequen
 
 kivi_status kivi_seq_create(kivi_cache *cache, kivi_seq *seq, kivi_error *error)
 {
-    struct kivi_sequence *sequence;
+    struct kivi_sequence *sequence = NULL;
+    kivi_status status;
     KIVI_DETAIL(error);
 
+    if (seq)
+        *seq = 0;
     if (!cache || !seq)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL", cache ? "seq" : "cache");
     kivi_lock_take(&cache->lock);
-    sequence = kivi_sequence_add(cache, error);
-    *seq = sequence ? sequence->id : 0;
+    status = kivi_sequence_room(cache, 1, error);
+    if (status == KIVI_OK) {
+        sequence = kivi_sequence_new(cache, error);
+        status = sequence ? KIVI_OK : error->status;
+    }
+    if (sequence) {
+        kivi_sequence_publish(cache, sequence);
+        *seq = sequence->id;
+    }
     kivi_lock_release(&cache->lock);
-    return sequence ? kivi_succeed(error) : error->status;
+    return status == KIVI_OK ? kivi_succeed(error) : status;
 }
 
 kivi_status kivi_seq_destroy(kivi_cache *cache, kivi_seq seq, kivi_error *error)
@@ -141,36 +182,36 @@ kivi_status kivi_seq_length(const kivi_cache *cache, kivi_seq seq, uint32_t laye
     return sequence ? kivi_succeed(error) : error->status;
 }
 
-/* Whether as many tokens as `source` has may join every layer. */
-static kivi_status check_capacity(const kivi_cache *cache, const struct kivi_sequence *source,
-                                  kivi_error *error)
+/* A new sequence, not yet in the table, that shares everything with *from. */
+static kivi_status copy_of(kivi_cache *cache, const struct kivi_sequence *from,
+                           struct kivi_sequence **copy, kivi_error *error)
 {
+    kivi_status status = KIVI_OK;
     uint32_t i;
 
-    for (i = 0; cache->capacity && i < cache->geometry.n_layers; i++)
-        if (source->layers[i].span.n > cache->capacity - cache->layer_tokens[i])
-            return kivi_fail(error, KIVI_ERROR_CAPACITY,
-                             "capacity: layer %u holds %llu tokens, %llu more exceed %llu", i,
-                             (unsigned long long)cache->layer_tokens[i],
-                             (unsigned long long)source->layers[i].span.n,
-                             (unsigned long long)cache->capacity);
-    return KIVI_OK;
+    *copy = kivi_sequence_new(cache, error);
+    if (!*copy)
+        return error->status;
+    for (i = 0; i < cache->geometry.n_layers && status == KIVI_OK; i++)
+        status = kivi_layer_share(cache, &(*copy)->layers[i], &from->layers[i], error);
+    if (status != KIVI_OK) {
+        kivi_sequence_free(cache, *copy);
+        *copy = NULL;
+    }
+    return status;
 }
 
-/* Every layer of *to, an empty sequence, becomes a copy of *from. */
-static kivi_status share_all(kivi_cache *cache, struct kivi_sequence *to,
-                             const struct kivi_sequence *from, kivi_error *error)
+static kivi_status check_fork(const kivi_cache *cache, const struct kivi_sequence *from,
+                              kivi_error *error)
 {
+    kivi_status status = kivi_sequence_idle(cache, from, 0, error);
     uint32_t i;
 
-    for (i = 0; i < cache->geometry.n_layers; i++) {
-        const kivi_status status = kivi_layer_share(cache, &to->layers[i], &from->layers[i], error);
-
-        if (status != KIVI_OK)
-            return status;
-        cache->layer_tokens[i] += from->layers[i].span.n;
-    }
-    return KIVI_OK;
+    if (status == KIVI_OK)
+        status = kivi_sequence_room(cache, 1, error);
+    for (i = 0; i < cache->geometry.n_layers && status == KIVI_OK; i++)
+        status = kivi_token_room(cache, i, from->layers[i].span.n, error);
+    return status;
 }
 
 kivi_status kivi_seq_fork(kivi_cache *cache, kivi_seq source, kivi_seq *seq, kivi_error *error)
@@ -179,73 +220,96 @@ kivi_status kivi_seq_fork(kivi_cache *cache, kivi_seq source, kivi_seq *seq, kiv
     kivi_status status;
     KIVI_DETAIL(error);
 
+    if (seq)
+        *seq = 0;
     if (!cache || !seq)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL", cache ? "seq" : "cache");
-    *seq = 0;
     kivi_lock_take(&cache->lock);
     from = kivi_sequence_find(cache, source, error);
-    status = from ? kivi_sequence_idle(cache, from, 0, error) : error->status;
+    status = from ? check_fork(cache, from, error) : error->status;
     if (status == KIVI_OK)
-        status = check_capacity(cache, from, error);
-    to = status == KIVI_OK ? kivi_sequence_add(cache, error) : NULL;
-    if (status == KIVI_OK && !to)
-        status = error->status;
-    if (to) {
-        status = share_all(cache, to, from, error);
-        if (status == KIVI_OK)
-            *seq = to->id;
-        else
-            kivi_sequence_remove(cache, to);
+        status = copy_of(cache, from, &to, error);
+    if (status == KIVI_OK) {
+        kivi_sequence_publish(cache, to);
+        *seq = to->id;
     }
     kivi_lock_release(&cache->lock);
     return status == KIVI_OK ? kivi_succeed(error) : status;
 }
 
-static kivi_status check_reorder(const kivi_cache *cache, const kivi_seq *seqs,
-                                 const uint32_t *parents, size_t n, kivi_error *error)
+/* Finds sequences [0, n), which must be distinct and idle. */
+static kivi_status find_all(const kivi_cache *cache, const kivi_seq *seqs, size_t n,
+                            struct kivi_sequence **sequences, kivi_error *error)
 {
     size_t i, j;
 
     for (i = 0; i < n; i++) {
-        const struct kivi_sequence *sequence = kivi_sequence_find(cache, seqs[i], error);
         kivi_status status;
 
-        if (!sequence)
+        sequences[i] = kivi_sequence_find(cache, seqs[i], error);
+        if (!sequences[i])
             return error->status;
-        if (parents[i] >= n)
-            return kivi_fail(error, KIVI_ERROR_ARGUMENT, "parents[%zu] is %u of %zu", i, parents[i],
-                             n);
         for (j = 0; j < i; j++)
             if (seqs[j] == seqs[i])
                 return kivi_fail(error, KIVI_ERROR_ARGUMENT,
                                  "seqs[%zu] and seqs[%zu] are the same sequence", j, i);
-        status = kivi_sequence_idle(cache, sequence, 1, error);
+        status = kivi_sequence_idle(cache, sequences[i], 1, error);
         if (status != KIVI_OK)
             return status;
     }
     return KIVI_OK;
 }
 
-/* Replaces the sequences by copies made beforehand, which share their pages: cannot fail. */
-static void replace_all(kivi_cache *cache, const kivi_seq *seqs, struct kivi_sequence **copies,
-                        size_t n, kivi_error *error)
+/* Whether the tokens that every layer has after the reordering are within the capacity. */
+static kivi_status check_reorder(const kivi_cache *cache, struct kivi_sequence *const *sequences,
+                                 const uint32_t *parents, size_t n, kivi_error *error)
 {
+    kivi_status status = KIVI_OK;
+    uint32_t l;
     size_t i;
 
-    for (i = 0; i < n; i++) {
-        kivi_sequence_replace(cache, kivi_sequence_find(cache, seqs[i], error), copies[i]->layers);
-        kivi_heap_free(&cache->heap, copies[i], sequence_size(cache));
-        copies[i] = NULL;
+    for (l = 0; cache->capacity && l < cache->geometry.n_layers && status == KIVI_OK; l++) {
+        uint64_t before = 0, after = 0;
+
+        for (i = 0; i < n; i++) {
+            before += sequences[i]->layers[l].span.n;
+            after += sequences[parents[i]]->layers[l].span.n;
+        }
+        if (after > before)
+            status = kivi_token_room(cache, l, after - before, error);
     }
+    return status;
+}
+
+/* With the lock held, and room for n sequences and their n copies. */
+static kivi_status reorder(kivi_cache *cache, const kivi_seq *seqs, const uint32_t *parents,
+                           size_t n, struct kivi_sequence **sequences,
+                           struct kivi_sequence **copies, kivi_error *error)
+{
+    kivi_status status = find_all(cache, seqs, n, sequences, error);
+    size_t i;
+
+    if (status == KIVI_OK)
+        status = check_reorder(cache, sequences, parents, n, error);
+    for (i = 0; i < n && status == KIVI_OK; i++)
+        status = copy_of(cache, sequences[parents[i]], &copies[i], error);
+    for (i = 0; i < n; i++) {
+        if (status == KIVI_OK) {
+            kivi_sequence_replace(cache, sequences[i], copies[i]->layers);
+            kivi_heap_free(&cache->heap, copies[i], sequence_size(cache));
+        } else {
+            kivi_sequence_free(cache, copies[i]);
+        }
+    }
+    return status;
 }
 
 kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs, const uint32_t *parents,
                              size_t n, kivi_error *error)
 {
-    struct kivi_sequence **copies = NULL;
+    struct kivi_sequence **tables;
     kivi_status status;
     size_t i;
-    uint32_t l;
     KIVI_DETAIL(error);
 
     if (!cache || (n && (!seqs || !parents)))
@@ -256,30 +320,16 @@ kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs, const uint
     if (n > cache->max_sequences)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n is %zu, above max_sequences %u", n,
                          cache->max_sequences);
+    for (i = 0; i < n; i++)
+        if (parents[i] >= n)
+            return kivi_fail(error, KIVI_ERROR_ARGUMENT, "parents[%zu] is %u of %zu", i, parents[i],
+                             n);
+    tables = kivi_heap_alloc(&cache->heap, 2 * n * sizeof(struct kivi_sequence *), 1);
+    if (!tables)
+        return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory to reorder %zu sequences", n);
     kivi_lock_take(&cache->lock);
-    status = check_reorder(cache, seqs, parents, n, error);
-    if (status == KIVI_OK) {
-        copies = kivi_heap_alloc(&cache->heap, n * sizeof *copies, 1);
-        if (!copies)
-            status = kivi_fail(error, KIVI_ERROR_MEMORY, "no memory to reorder %zu sequences", n);
-    }
-    for (i = 0; status == KIVI_OK && i < n; i++) {
-        const struct kivi_sequence *from = kivi_sequence_find(cache, seqs[parents[i]], error);
-
-        copies[i] = kivi_heap_alloc(&cache->heap, sequence_size(cache), 1);
-        if (!copies[i])
-            status = kivi_fail(error, KIVI_ERROR_MEMORY, "no memory to reorder %zu sequences", n);
-        for (l = 0; status == KIVI_OK && l < cache->geometry.n_layers; l++)
-            status = kivi_layer_share(cache, &copies[i]->layers[l], &from->layers[l], error);
-    }
-    if (status == KIVI_OK)
-        replace_all(cache, seqs, copies, n, error);
-    for (i = 0; copies && i < n; i++) {
-        for (l = 0; copies[i] && l < cache->geometry.n_layers; l++)
-            kivi_layer_clear(cache, l, &copies[i]->layers[l]);
-        kivi_heap_free(&cache->heap, copies[i], sequence_size(cache));
-    }
-    kivi_heap_free(&cache->heap, copies, n * sizeof *copies);
+    status = reorder(cache, seqs, parents, n, tables, tables + n, error);
     kivi_lock_release(&cache->lock);
+    kivi_heap_free(&cache->heap, tables, 2 * n * sizeof(struct kivi_sequence *));
     return status == KIVI_OK ? kivi_succeed(error) : status;
 }

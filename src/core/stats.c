@@ -21,6 +21,7 @@ static void count_layer(const kivi_cache *cache, uint32_t index, const struct ki
         if (page->epoch != epoch) {
             page->epoch = epoch;
             page->k_counted = page->v_counted = 0;
+            page->writers = 0;
             stats->pages++;
             stats->unused_bytes += cache->geometry.page_bytes;
             if (page->references > 1) {
@@ -47,6 +48,7 @@ static void count_layer(const kivi_cache *cache, uint32_t index, const struct ki
     }
     if (layer->window && layer->window->epoch != epoch) {
         layer->window->epoch = epoch;
+        layer->window->writers = 0;
         stats->window_bytes += cache->geometry.window_bytes;
         if (layer->window->references > 1)
             stats->shared_bytes += cache->geometry.window_bytes;

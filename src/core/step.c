@@ -97,7 +97,8 @@ static kivi_status resolve_item(const kivi_cache *cache, kivi_item *io, size_t i
     return status;
 }
 
-/* Finds the layers and marks them as at work; on failure marks none. */
+/* Finds the layers and marks them as at work, and counts the tokens that are to come, so that calls at
+ * the same time do not exceed the capacity together; on failure does neither. */
 static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t layer,
                         kivi_error *error)
 {
@@ -115,12 +116,10 @@ static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t laye
         }
         work->layers[i] = &sequence->layers[layer];
         more += io->n_new;
-        if (cache->capacity && more > cache->capacity - cache->layer_tokens[layer])
-            status = kivi_fail(error, KIVI_ERROR_CAPACITY,
-                               "capacity: layer %u holds %llu tokens, %llu more exceed %llu", layer,
-                               (unsigned long long)cache->layer_tokens[layer],
-                               (unsigned long long)more, (unsigned long long)cache->capacity);
-        else if (work->layers[i]->writers || (io->n_new && work->layers[i]->readers))
+        status = kivi_token_room(cache, layer, more, error);
+        if (status != KIVI_OK)
+            break;
+        if (work->layers[i]->writers || (io->n_new && work->layers[i]->readers))
             status = kivi_fail(error, KIVI_ERROR_BUSY,
                                "items[%zu]: another item or call is working on layer %u of sequence %llu",
                                i, layer, (unsigned long long)io->seq);
@@ -131,23 +130,27 @@ static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t laye
         if (status != KIVI_OK)
             break;
     }
-    if (status != KIVI_OK) {
-        while (i-- > 0) {
-            if (work->items[i].io.n_new)
-                work->layers[i]->writers--;
-            else
-                work->layers[i]->readers--;
-        }
+    if (status == KIVI_OK) {
+        cache->layer_tokens[layer] += more;
+        return KIVI_OK;
+    }
+    while (i-- > 0) {
+        if (work->items[i].io.n_new)
+            work->layers[i]->writers--;
+        else
+            work->layers[i]->readers--;
     }
     return status;
 }
 
 /* Ends the marking; the layers give back what their spans do not need. */
-static void unmark(kivi_cache *cache, struct kivi_work *work)
+static void unmark(kivi_cache *cache, struct kivi_work *work, int applied)
 {
     size_t i;
 
     for (i = 0; i < work->step.n_items; i++) {
+        if (!applied)
+            cache->layer_tokens[work->step.layer] -= work->items[i].io.n_new;
         if (work->items[i].io.n_new) {
             kivi_layer_shrink(cache, work->step.layer, work->layers[i]);
             work->layers[i]->writers--;
@@ -236,10 +239,11 @@ kivi_status kivi_work_begin(kivi_cache *cache, uint32_t layer, const kivi_item *
     kivi_status status;
     KIVI_DETAIL(error);
 
+    if (work)
+        *work = NULL;
     if (!cache || !work || (n_items && !items))
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
                          !cache ? "cache" : !work ? "work" : "items");
-    *work = NULL;
     if (layer >= cache->geometry.n_layers)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "layer is %u of %u", layer,
                          cache->geometry.n_layers);
@@ -256,7 +260,7 @@ kivi_status kivi_work_begin(kivi_cache *cache, uint32_t layer, const kivi_item *
         if (status == KIVI_OK) {
             status = reserve(cache, w, layer, error);
             if (status != KIVI_OK)
-                unmark(cache, w);
+                unmark(cache, w, 0);
         }
         kivi_lock_release(&cache->lock);
     }
@@ -264,7 +268,7 @@ kivi_status kivi_work_begin(kivi_cache *cache, uint32_t layer, const kivi_item *
         status = cache->backend->begin(cache->context, &w->step, error);
         if (status != KIVI_OK) {
             kivi_lock_take(&cache->lock);
-            unmark(cache, w);
+            unmark(cache, w, 0);
             kivi_lock_release(&cache->lock);
         }
     }
@@ -306,12 +310,10 @@ static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
     size_t i;
 
     kivi_lock_take(&cache->lock);
-    for (i = 0; apply && status == KIVI_OK && i < work->step.n_items; i++) {
+    for (i = 0; apply && status == KIVI_OK && i < work->step.n_items; i++)
         if (work->items[i].io.n_new)
             commit(cache, work->layers[i], &work->items[i].after);
-        cache->layer_tokens[work->step.layer] += work->items[i].io.n_new;
-    }
-    unmark(cache, work);
+    unmark(cache, work, apply && status == KIVI_OK);
     kivi_lock_release(&cache->lock);
     kivi_heap_free(&cache->heap, work, work->bytes);
     return status;

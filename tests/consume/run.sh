@@ -6,6 +6,7 @@
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
 build=$1
 work=$2
 cc=$3
@@ -81,8 +82,12 @@ else
     echo "C++: skipped, no C++ compiler"
 fi
 
-# The example of the README is a whole program, and it works.
-awk '/^```c$/ { code = 1; next } /^```$/ { code = 0 } code' "$here/../../README.md" >"$work/readme.c"
+# The example of the README is examples/embed.c, and it works.
+awk '/^```/ { code = /^```c$/; next } code' "$root/README.md" >"$work/readme.c"
+if ! diff "$root/examples/embed.c" "$work/readme.c"; then
+    echo "the README's example is not examples/embed.c" >&2
+    exit 1
+fi
 with_pkg_config "README" "$cc" "-std=c11 $strict" "$work/readme.c"
 
 echo "$n programs built and run against the moved installation"

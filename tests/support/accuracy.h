@@ -9,7 +9,7 @@
 
 /* The error of "standard" may be this share of the quantization error. */
 #define STANDARD_SHARE 0.05
-/* On adversarial data it is at most this, relative to the output row. */
+/* On adversarial data it may instead be this, relative to the output row. */
 #define ADVERSARIAL_RELATIVE 1e-2
 /* "precise" is within this, relative; "standard" need not be better. */
 #define PRECISE_RELATIVE 1e-5

@@ -82,13 +82,12 @@ struct source {
     char *window;
 };
 
-static char *copy_block(const kivi_cache *cache, const struct kivi_block *block, size_t bytes,
-                        char *to)
+static void copy_block(const kivi_cache *cache, const struct kivi_block *block, size_t bytes,
+                       char *to)
 {
     if (block)
         ck_assert_int_eq(
             cache->backend->block_read(cache->context, to, block->memory, 0, bytes, NULL), KIVI_OK);
-    return to;
 }
 
 static void copy_layer(struct source *s, const kivi_cache *cache, const struct kivi_layer *layer,
@@ -206,8 +205,8 @@ static void check_row(const void *a, const void *b, uint64_t row, uint64_t width
     const char *left = (const char *)a + (size_t)(row * width) * size;
     const char *right = (const char *)b + (size_t)(row * width) * size;
 
-    ck_assert_msg(memcmp(left, right, (size_t)width * size) == 0, "%s: %s of token %llu differ",
-                  what, part, (unsigned long long)token);
+    if (memcmp(left, right, (size_t)width * size) != 0)
+        ck_abort_msg("%s: %s of token %llu differ", what, part, (unsigned long long)token);
 }
 
 void contents_check_equal(const struct contents *a, const struct contents *b, const char *what)

@@ -6,6 +6,29 @@
 #include <stdint.h>
 #include <string.h>
 
+/* The double of these bits, and back. */
+static inline double number_of_bits(uint64_t bits)
+{
+    double x;
+
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint64_t number_bits(double x)
+{
+    uint64_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+/* 2^exponent, a normal double. */
+static inline double number_power_of_two(int exponent)
+{
+    return number_of_bits((uint64_t)(exponent + 1023) << 52);
+}
+
 static inline double number_from_f16(uint16_t h)
 {
     const int exponent = h >> 10 & 31;
@@ -15,26 +38,28 @@ static inline double number_from_f16(uint16_t h)
     if (exponent == 31)
         x = fraction > 0 ? (double)NAN : (double)INFINITY;
     else if (exponent == 0)
-        x = ldexp(fraction, -24);
+        x = fraction * 0x1p-24;
     else
-        x = ldexp(1024 + fraction, exponent - 25);
+        x = (1024 + fraction) * number_power_of_two(exponent - 25);
     return h & 0x8000 ? -x : x;
 }
 
 /* Round to nearest, ties to even; from 65520 on to infinity. */
 static inline uint16_t number_to_f16(double x)
 {
-    const uint16_t sign = signbit(x) ? 0x8000 : 0;
-    int exponent;
+    const uint16_t sign = (uint16_t)(number_bits(x) >> 48 & 0x8000);
+    int last_place; /* its exponent */
 
     x = fabs(x);
     if (isnan(x))
         return sign | 0x7e00;
     if (x >= 65520)
         return sign | 0x7c00;
-    (void)frexp(x, &exponent);
-    exponent = exponent - 11 > -24 ? exponent - 11 : -24; /* of the last place */
-    return sign | (uint16_t)(((exponent + 24) << 10) + (int)rint(ldexp(x, -exponent)));
+    last_place = (int)(number_bits(x) >> 52) - 1023 - 10;
+    if (last_place < -24)
+        last_place = -24;
+    return sign
+           | (uint16_t)(((last_place + 24) << 10) + (int)rint(x * number_power_of_two(-last_place)));
 }
 
 static inline double number_round_f16(double x)

@@ -145,7 +145,7 @@ void oracle_append(struct oracle *o, uint64_t n, const double *k, const double *
 void oracle_flush(struct oracle *o)
 {
     struct contents *c = &o->contents;
-    const uint64_t k_packed = c->n / o->residual_length * o->residual_length;
+    const uint64_t k_packed = o->k_base + (c->n - o->k_base) / o->residual_length * o->residual_length;
     const uint64_t v_packed = c->n > o->residual_length ? c->n - o->residual_length : 0;
     uint32_t head, channel;
 
@@ -164,7 +164,7 @@ void oracle_flush(struct oracle *o)
 static void attend_row(const struct oracle *o, const double *keys, const double *values,
                        const double *q, uint32_t q_head, uint64_t begin, uint64_t end,
                        const kivi_attention *a, double *weights, double *out, double *lse,
-                       double *magnitude)
+                       double *score_size, double *value_size)
 {
     const struct contents *c = &o->contents;
     const uint32_t head = q_head / (o->n_q_heads / c->heads);
@@ -183,7 +183,7 @@ static void attend_row(const struct oracle *o, const double *keys, const double 
             sum_of_sizes += fabs(q[i] * key[i]);
         }
         score *= scale;
-        *magnitude = fmax(*magnitude, sum_of_sizes * fabs(scale));
+        *score_size = fmax(*score_size, sum_of_sizes * fabs(scale));
         if (a->softcap > 0)
             score = a->softcap * tanh(score / a->softcap);
         weights[t - begin] = score;
@@ -197,10 +197,14 @@ static void attend_row(const struct oracle *o, const double *keys, const double 
     for (t = begin; t < end; t++) {
         const double *value = values + (t * c->heads + head) * c->v_dim;
         const double weight = exp(weights[t - begin] - max);
+        double square = 0;
 
         sum += weight;
-        for (i = 0; i < c->v_dim; i++)
+        for (i = 0; i < c->v_dim; i++) {
             out[i] += weight * value[i];
+            square += value[i] * value[i];
+        }
+        *value_size = fmax(*value_size, sqrt(square));
     }
     for (i = 0; i < c->v_dim; i++)
         out[i] /= sum;
@@ -220,8 +224,16 @@ struct oracle_result oracle_attend(const struct oracle *o, uint64_t n_q, const d
 {
     const struct contents *c = &o->contents;
     const uint64_t n_rows = n_q * o->n_q_heads;
-    struct oracle_result r = {n_rows, c->v_dim, doubles(n_rows * c->v_dim), doubles(n_rows),
-                              doubles(n_rows * c->v_dim), doubles(n_rows), doubles(n_rows)};
+    struct oracle_result r = {
+        .n_rows = n_rows,
+        .dim = c->v_dim,
+        .out = doubles(n_rows * c->v_dim),
+        .lse = doubles(n_rows),
+        .exact_out = doubles(n_rows * c->v_dim),
+        .exact_lse = doubles(n_rows),
+        .score_size = doubles(n_rows),
+        .value_size = doubles(n_rows),
+    };
     double *weights = doubles(c->n);
     uint64_t row;
 
@@ -234,9 +246,11 @@ struct oracle_result oracle_attend(const struct oracle *o, uint64_t n_q, const d
         const uint32_t q_head = (uint32_t)(row % o->n_q_heads);
 
         attend_row(o, o->k, o->v, q + row * c->k_dim, q_head, begin, end, a, weights,
-                   r.out + row * c->v_dim, &r.lse[row], &r.magnitude[row]);
+                   r.out + row * c->v_dim, &r.lse[row], &r.score_size[row],
+                   &r.value_size[row]);
         attend_row(o, o->exact_k, o->exact_v, q + row * c->k_dim, q_head, begin, end, a, weights,
-                   r.exact_out + row * c->v_dim, &r.exact_lse[row], &r.magnitude[row]);
+                   r.exact_out + row * c->v_dim, &r.exact_lse[row], &r.score_size[row],
+                   &r.value_size[row]);
     }
     free(weights);
     return r;
@@ -248,6 +262,7 @@ void oracle_result_free(struct oracle_result *r)
     free(r->lse);
     free(r->exact_out);
     free(r->exact_lse);
-    free(r->magnitude);
+    free(r->score_size);
+    free(r->value_size);
     memset(r, 0, sizeof *r);
 }

@@ -11,6 +11,7 @@
 
 struct oracle {
     uint32_t n_q_heads, residual_length;
+    uint64_t k_base; /* remainder at which key flushes fall, at most n: 0 unless tokens were dropped */
     struct contents contents; /* k_row and v_row hold all tokens */
     double *k, *v;             /* [token][head][dim]: what attention sees, dequantized where packed */
     double *exact_k, *exact_v; /* the same tokens, never quantized */
@@ -22,7 +23,8 @@ struct oracle_result {
     uint32_t dim;
     double *out, *lse;             /* over the cache */
     double *exact_out, *exact_lse; /* over the f16 tokens that it was made from */
-    double *magnitude;             /* the largest |scale| * sum |q * k| of a row's tokens */
+    double *score_size;            /* the largest |scale| * sum |q * k| of a row's tokens */
+    double *value_size;            /* the largest L2 norm of a row's values, as they were */
 };
 
 void oracle_init(struct oracle *o, const kivi_config *config, uint32_t layer);

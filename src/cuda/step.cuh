@@ -1,0 +1,244 @@
+/*
+ * One step as the kernels see it, and where the tokens of a sequence lie. Everything travels in
+ * kernel arguments: a step needs no copy from the host, and can be captured in a CUDA graph.
+ */
+#ifndef KIVI_CUDA_STEP_CUH
+#define KIVI_CUDA_STEP_CUH
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "../core/backend.h"
+
+#define KIVI_CUDA_ROWS 8u        /* query rows of a tile: what one tensor core product takes */
+#define KIVI_CUDA_UNIT 32u       /* tokens of a unit, the grain of the split over tokens */
+#define KIVI_CUDA_EDGE_COST 5u   /* cost of a unit of f16 rows, in units of codes */
+#define KIVI_CUDA_INLINE 3328u   /* bytes of tables that fit in the kernel's arguments */
+#define KIVI_CUDA_NOT_BAD UINT64_MAX
+
+/* One item of a step. Strides count elements. */
+struct kivi_cuda_item {
+    const void *q, *k, *v;
+    void *out;
+    float *lse;
+    int64_t q_token, q_head, k_token, k_head, v_token, v_head, out_token, out_head;
+    unsigned char *window;
+    uint64_t n_old, n;           /* tokens before and after the append */
+    uint64_t k_packed, v_packed; /* before: what the attention reads as codes */
+    uint64_t k_after, v_after;   /* what is codes when the step is done */
+    uint64_t q_position;
+    uint64_t cost_before, task_cost; /* see schedule.cuh */
+    uint32_t n_new, n_q;
+    uint32_t page; /* its first page in the table */
+    uint32_t first_unit, n_units, n_cheap;
+    uint32_t n_tiles, tasks_before;
+    uint8_t q_type, k_type, v_type, out_type; /* kivi_dtype */
+};
+
+/* The argument of every kernel of a step. */
+struct kivi_cuda_step {
+    struct kivi_layout k, v;
+    uint64_t page_v_offset, page_head_stride, window_head_stride, window_sink_v, window_k, window_v;
+    uint32_t page_tokens, k_ring, v_ring, n_sink, n_q_heads, n_kv_heads, heads_per_kv;
+    uint32_t n_items, precise;
+    float scale, softcap;
+    uint64_t window;
+    const float *sink_logits;
+    unsigned long long *bad;       /* the first input that is not finite: kivi_cuda_report */
+    const unsigned long long *gate; /* if not NULL: append nothing unless it holds NOT_BAD */
+    uint64_t total_cost;
+    uint32_t n_parts;    /* blocks that share the attention */
+    float *partials;     /* two partial results to a part */
+    uint32_t *arrivals;  /* of each task: parts that are done. Zero between steps. */
+    const void *tables;  /* items, then pages; NULL: they are in `in_place` */
+    uint32_t pages_at;   /* offset of the pages in the tables */
+    alignas(16) unsigned char in_place[KIVI_CUDA_INLINE];
+};
+
+#ifdef __CUDACC__
+
+__device__ __forceinline__ const kivi_cuda_item *kivi_cuda_items(const kivi_cuda_step &s)
+{
+    return (const kivi_cuda_item *)(s.tables ? s.tables : s.in_place);
+}
+
+__device__ __forceinline__ unsigned char *const *kivi_cuda_pages(const kivi_cuda_step &s,
+                                                                 const kivi_cuda_item &item)
+{
+    const unsigned char *base = (const unsigned char *)(s.tables ? s.tables : s.in_place);
+
+    return (unsigned char *const *)(base + s.pages_at) + item.page;
+}
+
+/* Notes that token `token` of array `which` (0 q, 1 k, 2 v) is not finite; the first one is kept. */
+__device__ __forceinline__ void kivi_cuda_report(const kivi_cuda_step &s, uint32_t item,
+                                                 uint32_t token, uint32_t which)
+{
+    atomicMin(s.bad, (unsigned long long)item << 34 | (unsigned long long)token << 2 | which);
+}
+
+/* ------------------------------------------------------------------- f16 rows */
+
+/* Eight f16 as they are moved: one 16-byte access. */
+union kivi_cuda_half8 {
+    uint4 vector;
+    uint2 quad[2];
+    uint32_t pair[4];
+    __half half[8];
+};
+
+__device__ __forceinline__ float kivi_cuda_element(const void *data, uint32_t type, int64_t at)
+{
+    if (type == KIVI_F32)
+        return ((const float *)data)[at];
+    if (type == KIVI_F16)
+        return __half2float(((const __half *)data)[at]);
+    return __uint_as_float((uint32_t)((const uint16_t *)data)[at] << 16);
+}
+
+/* A key or value rounded to f16. What f16 cannot hold is reported and stored as the nearest finite
+ * number (NaN as 0), so that one bad input never turns into a silent NaN. */
+__device__ __forceinline__ __half kivi_cuda_to_f16(float x, bool *finite)
+{
+    const float limit = 65519.996f; /* the largest float that rounds to 65504 */
+
+    if (!(fabsf(x) <= limit)) {
+        *finite = false;
+        x = isnan(x) ? 0.0f : copysignf(65504.0f, x);
+    }
+    return __float2half_rn(x);
+}
+
+/* Elements at .. at + 7 of an input as f16. */
+__device__ __forceinline__ uint4 kivi_cuda_load8(const void *data, uint32_t type, int64_t at,
+                                                 bool *finite)
+{
+    kivi_cuda_half8 x;
+
+    if (type == KIVI_F16 && ((uintptr_t)((const __half *)data + at) & 15) == 0) {
+        bool all = true;
+
+        x.vector = *(const uint4 *)((const __half *)data + at);
+        for (int i = 0; i < 4; i++)
+            all = all && (x.pair[i] & 0x7c00u) != 0x7c00u
+                  && (x.pair[i] & 0x7c000000u) != 0x7c000000u;
+        if (all)
+            return x.vector;
+    }
+    if (type == KIVI_F32 && ((uintptr_t)((const float *)data + at) & 15) == 0) {
+        const float4 a = ((const float4 *)((const float *)data + at))[0];
+        const float4 b = ((const float4 *)((const float *)data + at))[1];
+        const float y[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+
+#pragma unroll
+        for (int i = 0; i < 8; i++)
+            x.half[i] = kivi_cuda_to_f16(y[i], finite);
+        return x.vector;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; i++)
+        x.half[i] = kivi_cuda_to_f16(kivi_cuda_element(data, type, at + i), finite);
+    return x.vector;
+}
+
+/* --------------------------------------------------------- where tokens lie */
+
+/* Where the f16 row of a token is: in the window, or among the new tokens of the step. */
+struct kivi_cuda_row {
+    const void *data; /* NULL: the token has no row */
+    uint32_t type;
+    int64_t at; /* of its first element */
+};
+
+/* Keys of one kv head of one item, or its values: all that is needed to find a row. */
+struct kivi_cuda_rows {
+    const unsigned char *ring, *sink;
+    const void *fresh;
+    int64_t fresh_token, fresh_at; /* stride, and the head's offset */
+    uint64_t packed, n_old, n;
+    uint32_t ring_length, dim, n_sink, type;
+};
+
+__device__ __forceinline__ kivi_cuda_rows kivi_cuda_key_rows(const kivi_cuda_step &s,
+                                                             const kivi_cuda_item &item,
+                                                             uint32_t head)
+{
+    kivi_cuda_rows r;
+    const unsigned char *window = item.window + head * s.window_head_stride;
+
+    r.sink = window;
+    r.ring = window + s.window_k;
+    r.fresh = item.k;
+    r.fresh_token = item.k_token;
+    r.fresh_at = (int64_t)head * item.k_head;
+    r.packed = item.k_packed;
+    r.n_old = item.n_old;
+    r.n = item.n;
+    r.ring_length = s.k_ring;
+    r.dim = s.k.dim;
+    r.n_sink = s.n_sink;
+    r.type = item.k_type;
+    return r;
+}
+
+__device__ __forceinline__ kivi_cuda_rows kivi_cuda_value_rows(const kivi_cuda_step &s,
+                                                               const kivi_cuda_item &item,
+                                                               uint32_t head)
+{
+    kivi_cuda_rows r;
+    const unsigned char *window = item.window + head * s.window_head_stride;
+
+    r.sink = window + s.window_sink_v;
+    r.ring = window + s.window_v;
+    r.fresh = item.v;
+    r.fresh_token = item.v_token;
+    r.fresh_at = (int64_t)head * item.v_head;
+    r.packed = item.v_packed;
+    r.n_old = item.n_old;
+    r.n = item.n;
+    r.ring_length = s.v_ring;
+    r.dim = s.v.dim;
+    r.n_sink = s.n_sink;
+    r.type = item.v_type;
+    return r;
+}
+
+/* Whether the token is read as a row: what is not codes, and the sinks whatever their codes are. */
+__device__ __forceinline__ bool kivi_cuda_is_row(const kivi_cuda_rows &r, uint64_t token)
+{
+    return token < r.n && (token >= r.packed || token < r.n_sink);
+}
+
+__device__ __forceinline__ kivi_cuda_row kivi_cuda_find_row(const kivi_cuda_rows &r, uint64_t token)
+{
+    kivi_cuda_row row = {NULL, KIVI_F16, 0};
+
+    if (!kivi_cuda_is_row(r, token))
+        return row;
+    if (token >= r.n_old) {
+        row.data = r.fresh;
+        row.type = r.type;
+        row.at = (int64_t)(token - r.n_old) * r.fresh_token + r.fresh_at;
+    } else if (token >= r.packed) {
+        row.data = r.ring;
+        row.at = (int64_t)(token % r.ring_length) * r.dim;
+    } else {
+        row.data = r.sink;
+        row.at = (int64_t)token * r.dim;
+    }
+    return row;
+}
+
+/* Channels c .. c + 7 of a row; zeros if there is none. */
+__device__ __forceinline__ uint4 kivi_cuda_row8(const kivi_cuda_row &row, uint32_t c)
+{
+    bool finite = true;
+
+    if (!row.data)
+        return make_uint4(0, 0, 0, 0);
+    return kivi_cuda_load8(row.data, row.type, row.at + c, &finite);
+}
+
+#endif
+#endif

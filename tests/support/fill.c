@@ -1,0 +1,116 @@
+/* Data for caches and their oracles: what models have, and what is hard. */
+#include <math.h>
+
+#include "model.h"
+
+/* +1 or -1: a pattern over channels that keys and queries can share. */
+static double sign_of(uint32_t channel)
+{
+    return channel * 2654435761u >> 16 & 1 ? 1 : -1;
+}
+
+static double ordinary(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                       uint32_t channel)
+{
+    const double x = rng_normal(rng);
+
+    (void)token;
+    if (role == ROLE_K && (channel + 5 * head) % 19 == 3)
+        return 10 * x + 20 * sign_of(channel + head);
+    return x;
+}
+
+/* One channel of keys and one of values is a thousand times the rest. */
+static double huge_channel(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                           uint32_t channel)
+{
+    const double x = rng_normal(rng);
+
+    (void)token;
+    (void)head;
+    return role != ROLE_Q && channel == 5 ? 1000 * x : x;
+}
+
+/* One token in 128 matches every query: it has all the weight. */
+static double one_token(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                        uint32_t channel)
+{
+    const double x = rng_normal(rng);
+
+    (void)head;
+    if (role == ROLE_Q)
+        return 3 * sign_of(channel) + 0.1 * x;
+    return role == ROLE_K && token % 128 == 37 ? 4 * sign_of(channel) + 0.1 * x : x;
+}
+
+/* Scores in the hundreds and thousands: the softmax picks one of a few. */
+static double huge_scores(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                          uint32_t channel)
+{
+    const double x = rng_normal(rng);
+
+    (void)token;
+    (void)head;
+    (void)channel;
+    return role == ROLE_V ? x : 30 * x;
+}
+
+/* Keys that do not change over 64 tokens, values that do not over 32 channels. */
+static double constant_groups(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                              uint32_t channel)
+{
+    if (role == ROLE_K)
+        return sign_of((uint32_t)(token / 64) * 31 + channel + head);
+    if (role == ROLE_V)
+        return sign_of((uint32_t)token + channel / 32);
+    return rng_normal(rng);
+}
+
+/* Around the smallest numbers of f16. */
+static double subnormal(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                        uint32_t channel)
+{
+    (void)token;
+    (void)head;
+    (void)channel;
+    if (role == ROLE_Q)
+        return rng_normal(rng);
+    return ldexp(rng_normal(rng), -(int)rng_between(rng, 16, 24));
+}
+
+/* Up to the largest number of f16 and down to its negative: ranges overflow. */
+static double f16_max(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                      uint32_t channel)
+{
+    (void)token;
+    (void)head;
+    (void)channel;
+    if (role == ROLE_Q)
+        return 1e-4 * rng_normal(rng);
+    return rng_one_in(rng, 3) ? (rng_one_in(rng, 2) ? 65504 : -65504)
+                              : 65504 * (2 * rng_uniform(rng) - 1);
+}
+
+/* Zeros of both signs, and a few other numbers. */
+static double zeros(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                    uint32_t channel)
+{
+    (void)role;
+    (void)token;
+    (void)head;
+    (void)channel;
+    return rng_one_in(rng, 50) ? rng_normal(rng) : rng_one_in(rng, 2) ? 0.0 : -0.0;
+}
+
+const struct fill fill_ordinary = {"ordinary", 0, ordinary};
+
+const struct fill fill_adversarial[] = {
+    {"one channel a thousand times the rest", 1, huge_channel},
+    {"one token with all the weight", 1, one_token},
+    {"huge scores", 1, huge_scores},
+    {"constant groups", 1, constant_groups},
+    {"subnormal numbers", 1, subnormal},
+    {"the largest numbers of f16", 1, f16_max},
+    {"zeros", 1, zeros},
+};
+const size_t n_fill_adversarial = sizeof fill_adversarial / sizeof fill_adversarial[0];

@@ -1,0 +1,817 @@
+/*
+ * Every operation of every kernel table that this machine can run, against the scalar table and
+ * against double precision: all bits, groups and dimensions, random and adversarial numbers, any
+ * alignment, between guard pages. Equality classes are those of src/cpu/kernels.h.
+ */
+#include <check.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/half.h"
+#include "core/registry.h"
+#include "cpu/kernels.h"
+#include "support/accuracy.h"
+#include "support/blocks.h"
+#include "support/guard.h"
+#include "support/numbers.h"
+#include "support/suite.h"
+
+#define MAX_TABLES 16
+#define MAX_DIM 512u
+#define LENGTH(array) (sizeof(array) / sizeof(array)[0])
+
+/* As ck_assert_msg, which is a system call where it holds: for inner loops. */
+#define CHECK(holds, ...)                                                                          \
+    do {                                                                                           \
+        if (!(holds))                                                                              \
+            ck_abort_msg(__VA_ARGS__);                                                             \
+    } while (0)
+
+/* The largest share of its bound that an operation of a table took. */
+struct margin {
+    double standard, precise;
+};
+
+static const struct kivi_kernels *tables[MAX_TABLES];
+static struct margin k_margins[MAX_TABLES], v_margins[MAX_TABLES];
+static int n_tables;
+
+static const uint32_t all_bits[] = {2, 4, 8};
+static const uint32_t all_groups[] = {32, 64, 128};
+static const uint32_t all_rows[] = {1, 2, 3, 4, 5, 8, 16, 33};
+static const uint32_t all_blocks[] = {1, 2, 3, 5};
+
+/* Absolute errors below this are invisible: scores are exponents, weights are at most 1. */
+#define INVISIBLE 1e-30
+
+static void find_tables(void)
+{
+    size_t i;
+
+    printf("tables that run here:");
+    for (i = 0; i < kivi_n_cpu_backends && n_tables < MAX_TABLES; i++) {
+        const struct kivi_kernels *table = kivi_cpu_backends[i]->kernels;
+
+        if ((kivi_cpu_features() & table->required) == table->required) {
+            tables[n_tables++] = table;
+            printf(" %s", table->name);
+        }
+    }
+    printf("\n");
+    for (i = 0; i < kivi_n_cpu_backends; i++) {
+        const struct kivi_kernels *table = kivi_cpu_backends[i]->kernels;
+
+        if ((kivi_cpu_features() & table->required) != table->required)
+            printf("skipped: %s: this machine lacks it\n", table->name);
+    }
+    fflush(stdout);
+}
+
+static void print_margins(void)
+{
+    int i;
+
+    printf("shares of the error bounds that were used: k_scores standard, precise; v_accumulate "
+           "standard, precise\n");
+    for (i = 0; i < n_tables; i++)
+        printf("  %-14s %.3f %.3f  %.3f %.3f\n", tables[i]->name, k_margins[i].standard,
+               k_margins[i].precise, v_margins[i].standard, v_margins[i].precise);
+}
+
+/* --------------------------------------------------------------- conversion */
+
+/* Bits of all NaNs are equal: the caller learns of them by the result. */
+static int same_f16(uint16_t a, uint16_t b)
+{
+    return a == b || ((a & 0x7fff) > 0x7c00 && (b & 0x7fff) > 0x7c00);
+}
+
+static void check_to_f16(struct rng *rng, kivi_dtype type, const void *numbers, size_t n)
+{
+    const size_t size = type == KIVI_F32 ? 4 : 2;
+    void *src = guard_new(rng, n * size, size);
+    uint16_t *expected = malloc((n + 1) * sizeof *expected);
+    int finite, i;
+
+    ck_assert_ptr_nonnull(expected);
+    memcpy(src, numbers, n * size);
+    guard_read_only(src);
+    finite = kivi_kernels_scalar.to_f16[type](expected, src, n);
+    for (i = 0; i < n_tables; i++) {
+        uint16_t *dst = guard_new(rng, n * 2, 2);
+        size_t at;
+
+        CHECK(tables[i]->to_f16[type](dst, src, n) == finite,
+              "%s: to_f16[%d] of %zu elements: wrong result", tables[i]->name, type, n);
+        for (at = 0; at < n; at++)
+            CHECK(same_f16(dst[at], expected[at]),
+                  "%s: to_f16[%d]: element %zu of %zu is 0x%04x, not 0x%04x", tables[i]->name, type,
+                  at, n, dst[at], expected[at]);
+        if (type != KIVI_F16)
+            continue;
+        memcpy(dst, numbers, n * 2);
+        ck_assert_int_eq(tables[i]->to_f16[type](dst, dst, n), finite);
+        CHECK(memcmp(dst, numbers, n * 2) == 0, "%s: to_f16 in place", tables[i]->name);
+    }
+    free(expected);
+    guard_release();
+}
+
+/* All numbers of 16 bits, some lengths at a time. */
+START_TEST(converts_all_of_16_bits)
+{
+    struct rng rng = {test_seed(1)};
+    uint16_t numbers[1024];
+    uint32_t first, n, i;
+
+    for (first = 0; first < 65536; first += n) {
+        n = (uint32_t)rng_between(&rng, 1, rng_one_in(&rng, 2) ? 70 : LENGTH(numbers));
+        for (i = 0; i < n; i++)
+            numbers[i] = (uint16_t)(first + i);
+        check_to_f16(&rng, KIVI_F16, numbers, n);
+        check_to_f16(&rng, KIVI_BF16, numbers, n);
+    }
+}
+END_TEST
+
+/* Every f16 number, the middle between it and the next, and the f32 numbers beside these. */
+START_TEST(rounds_f32_to_nearest_even)
+{
+    struct rng rng = {test_seed(2)};
+    float numbers[6 * 64];
+    uint32_t first, i, j;
+
+    for (first = 0; first < 65536; first += 64) {
+        for (i = 0; i < 64; i++) {
+            const uint32_t exact = kivi_bits_of_f32(kivi_f32_from_f16((uint16_t)(first + i)));
+            const double step = number_from_f16((uint16_t)((first + i) ^ 1))
+                                - number_from_f16((uint16_t)(first + i));
+            const uint32_t half = kivi_bits_of_f32((float)(kivi_f32_of_bits(exact) + step / 2));
+
+            for (j = 0; j < 3; j++) {
+                numbers[6 * i + j] = kivi_f32_of_bits(exact + j - 1);
+                numbers[6 * i + 3 + j] = kivi_f32_of_bits(half + j - 1);
+            }
+        }
+        check_to_f16(&rng, KIVI_F32, numbers, LENGTH(numbers));
+    }
+    for (i = 0; i < 300; i++) {
+        const uint32_t n = (uint32_t)rng_between(&rng, 0, 70);
+
+        for (j = 0; j < n; j++) /* one array in four has only finite numbers, small ones too */
+            numbers[j] = i % 4
+                             ? kivi_f32_of_bits((uint32_t)rng_next(&rng))
+                             : (float)(rng_normal(&rng) * pow(10, (double)rng_below(&rng, 13) - 9));
+        check_to_f16(&rng, KIVI_F32, numbers, n);
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------- quantization */
+
+/* Rows of `fill`, with NaN between them, at any address. */
+static const uint16_t *new_rows(struct rng *rng, enum rows_fill fill, size_t n, uint32_t dim,
+                                size_t stride)
+{
+    uint16_t *rows = guard_new(rng, ((n - 1) * stride + dim) * 2, 2);
+
+    fill_rows(rng, fill, rows, n, dim, stride);
+    guard_read_only(rows);
+    return rows;
+}
+
+static size_t new_stride(struct rng *rng, uint32_t dim)
+{
+    return dim + (rng_one_in(rng, 2) ? 0 : rng_below(rng, 40));
+}
+
+static void check_block(const struct kivi_layout *l, const void *got, const void *expected,
+                        const char *table, const char *what, enum rows_fill fill)
+{
+    const unsigned char *a = got, *b = expected;
+    uint32_t i;
+
+    for (i = 0; i < l->block_bytes && a[i] == b[i]; i++)
+        ;
+    CHECK(i == l->block_bytes,
+          "%s: %s: %u bits, group %u, dimension %u, fill %d: byte %u (%s) is 0x%02x, "
+          "not 0x%02x",
+          table, what, l->bits, l->group_size, l->dim, fill, i,
+          i < l->code_bytes                    ? "codes"
+          : i < l->code_bytes + l->scale_bytes ? "scales"
+                                               : "minima",
+          a[i], b[i]);
+}
+
+static void check_quantize_k(struct rng *rng, const struct kivi_layout *l, enum rows_fill fill)
+{
+    const size_t stride = new_stride(rng, l->dim);
+    const uint16_t *rows = new_rows(rng, fill, l->tokens, l->dim, stride);
+    const uint32_t skips[] = {0, 0, 0, 1, 5, l->tokens / 2, l->tokens - 1, l->tokens};
+    const uint32_t skip = RNG_PICK(rng, skips);
+    void *expected = guard_new(rng, l->block_bytes, 16);
+    int i;
+
+    kivi_kernels_scalar.quantize_k(l, rows, stride, skip, expected);
+    for (i = 0; i < n_tables; i++) {
+        void *block = guard_new(rng, l->block_bytes, 16);
+
+        tables[i]->quantize_k(l, rows, stride, skip, block);
+        check_block(l, block, expected, tables[i]->name, "quantize_k", fill);
+    }
+    guard_release();
+}
+
+static void check_quantize_v(struct rng *rng, const struct kivi_layout *l, enum rows_fill fill)
+{
+    const uint32_t first = rng_one_in(rng, 2) ? 0 : (uint32_t)rng_below(rng, KIVI_TILE);
+    const uint32_t count =
+        rng_one_in(rng, 2) ? KIVI_TILE - first : (uint32_t)rng_between(rng, 1, KIVI_TILE - first);
+    const size_t stride = new_stride(rng, l->dim);
+    const uint16_t *rows = new_rows(rng, fill, KIVI_TILE, l->dim, stride);
+    void *before = guard_new(rng, l->block_bytes, 16);
+    void *expected = guard_new(rng, l->block_bytes, 16);
+    int i;
+
+    if (first > 0) { /* other tokens stay as they are, also those that are not there yet */
+        kivi_kernels_scalar.quantize_v(l, rows, stride, 0, first, before);
+        if (rng_one_in(rng, 2))
+            scramble_values(rng, l, first, before);
+    }
+    guard_read_only(before);
+    memcpy(expected, before, l->block_bytes);
+    kivi_kernels_scalar.quantize_v(l, rows, stride, first, count, expected);
+    for (i = 0; i < n_tables; i++) {
+        void *block = guard_new(rng, l->block_bytes, 16);
+
+        memcpy(block, before, l->block_bytes);
+        tables[i]->quantize_v(l, rows, stride, first, count, block);
+        check_block(l, block, expected, tables[i]->name, "quantize_v", fill);
+    }
+    guard_release();
+}
+
+START_TEST(quantizes_as_the_scalar_table)
+{
+    struct rng rng = {test_seed(3) + (unsigned)_i};
+    const uint32_t bits = all_bits[_i];
+    uint32_t dim;
+    size_t g;
+    int fill, round;
+
+    for (g = 0; g < LENGTH(all_groups); g++) {
+        for (dim = 8; dim <= MAX_DIM; dim += 8) {
+            const struct kivi_layout k = kivi_layout_keys(bits, dim, all_groups[g]);
+            const struct kivi_layout v = kivi_layout_values(bits, dim, all_groups[g]);
+
+            for (round = 0; round < (test_is_long() ? 4 * ROWS_FILLS : 2); round++) {
+                fill = test_is_long() ? round % ROWS_FILLS : (int)rng_below(&rng, ROWS_FILLS);
+                check_quantize_k(&rng, &k, fill);
+                check_quantize_v(&rng, &v, fill);
+            }
+        }
+    }
+}
+END_TEST
+
+/* ----------------------------------------------------- attention over codes */
+
+/* What a row of results must be, and what it may be off by. */
+struct expected {
+    double *value, *original;
+    double floor;
+};
+
+/* What f32 arithmetic is granted: roundings of the sum of magnitudes. */
+#define F32_ROUNDINGS (8 * 0x1p-24)
+
+static double *new_doubles(size_t n)
+{
+    double *x = calloc(n, sizeof *x);
+
+    ck_assert_ptr_nonnull(x);
+    return x;
+}
+
+static struct expected *new_expected(uint32_t n_rows, size_t n)
+{
+    struct expected *e = malloc(n_rows * sizeof *e);
+    uint32_t r;
+
+    ck_assert_ptr_nonnull(e);
+    for (r = 0; r < n_rows; r++) {
+        e[r].value = new_doubles(n);
+        e[r].original = new_doubles(n);
+        e[r].floor = INVISIBLE;
+    }
+    return e;
+}
+
+static void free_expected(struct expected *e, uint32_t n_rows)
+{
+    uint32_t r;
+
+    for (r = 0; r < n_rows; r++) {
+        free(e[r].value);
+        free(e[r].original);
+    }
+    free(e);
+}
+
+/* got: [n_rows][stride], of which n are results; they were added to `added` where that is not NULL. */
+static void check_rows(const struct expected *e, uint32_t n_rows, size_t n, const float *got,
+                       const float *added, size_t stride, int table, kivi_precision precision,
+                       int adversarial, struct margin *margins, const char *what)
+{
+    struct accuracy accuracy;
+    double *row = new_doubles(n), share;
+    char title[200];
+    uint32_t r;
+    size_t i;
+
+    accuracy_init(&accuracy, precision, adversarial);
+    for (r = 0; r < n_rows; r++) {
+        for (i = 0; i < n; i++)
+            row[i] = (double)got[r * stride + i] - (added ? added[r * stride + i] : 0);
+        accuracy_add(&accuracy, (uint32_t)n, row, e[r].value, e[r].original, e[r].floor);
+    }
+    snprintf(title, sizeof title, "%s: %s", tables[table]->name, what);
+    share = accuracy_check(&accuracy, title);
+    if (precision == KIVI_STANDARD)
+        margins[table].standard = fmax(margins[table].standard, share);
+    else
+        margins[table].precise = fmax(margins[table].precise, share);
+    free(row);
+}
+
+/* A shape and its numbers. */
+struct attention_case {
+    struct kivi_layout l;
+    uint32_t n_rows, n_blocks;
+    int rows_fill, other_fill; /* other: of queries or weights */
+    int scrambled, adversarial;
+    char what[160];
+};
+
+static void describe(struct attention_case *c, const char *operation)
+{
+    snprintf(c->what, sizeof c->what,
+             "%s: %u bits, group %u, dimension %u, %u rows, %u blocks, fills %d and %d%s",
+             operation, c->l.bits, c->l.group_size, c->l.dim, c->n_rows, c->n_blocks, c->rows_fill,
+             c->other_fill, c->scrambled ? ", scrambled" : "");
+}
+
+/* scores[r] of a row of queries, over `tokens` keys. */
+static void expect_scores(struct expected *e, const struct unpacked *keys, const float *q,
+                          size_t tokens, uint32_t dim)
+{
+    double floor = 0;
+    size_t t;
+    uint32_t c;
+
+    for (t = 0; t < tokens; t++) {
+        double magnitude = 0;
+
+        for (c = 0; c < dim; c++) {
+            e->value[t] += q[c] * keys->value[t * dim + c];
+            e->original[t] += q[c] * keys->original[t * dim + c];
+            magnitude += fabs(q[c]) * keys->magnitude[t * dim + c];
+        }
+        floor += magnitude * magnitude;
+    }
+    e->floor += F32_ROUNDINGS * sqrt(floor);
+}
+
+/* Runs all tables in both precisions, n_rows queries over the blocks. */
+static void compare_scores(struct rng *rng, const struct attention_case *c, const void *blocks,
+                           const float *q, const struct expected *expected)
+{
+    const size_t tokens = (size_t)c->n_blocks * c->l.tokens;
+    const size_t ld = tokens + rng_below(rng, 3) * 7;
+    int i, precision;
+
+    for (i = 0; i < n_tables; i++) {
+        for (precision = KIVI_STANDARD; precision <= KIVI_PRECISE; precision++) {
+            float *scores = guard_new(rng, ((c->n_rows - 1) * ld + tokens) * sizeof *scores, 4);
+            uint32_t r;
+            size_t t;
+
+            tables[i]->k_scores(&c->l, q, c->n_rows, blocks, c->n_blocks, scores, ld, precision);
+            check_rows(expected, c->n_rows, tokens, scores, NULL, ld, i, precision, c->adversarial,
+                       k_margins, c->what);
+            for (r = 0; r + 1 < c->n_rows; r++)
+                for (t = tokens; t < ld; t++)
+                    CHECK(isnan(scores[r * ld + t]), "%s: %s: written between rows",
+                          tables[i]->name, c->what);
+        }
+    }
+}
+
+static void check_k_scores(struct rng *rng, struct attention_case *c)
+{
+    const struct kivi_layout *l = &c->l;
+    const size_t tokens = (size_t)c->n_blocks * l->tokens;
+    char *blocks = guard_new(rng, (size_t)c->n_blocks * l->block_bytes, 16);
+    const uint16_t *rows = new_rows(rng, c->rows_fill, tokens, l->dim, l->dim);
+    float *q = guard_new(rng, (size_t)c->n_rows * l->dim_pad * sizeof *q, 4);
+    struct expected *expected = new_expected(c->n_rows, tokens);
+    struct unpacked keys;
+    uint32_t b, r;
+
+    describe(c, "k_scores");
+    unpacked_init(&keys, tokens, l->dim);
+    for (b = 0; b < c->n_blocks; b++) {
+        char *block = blocks + (size_t)b * l->block_bytes;
+
+        kivi_kernels_scalar.quantize_k(l, rows + (size_t)b * l->tokens * l->dim, l->dim, 0, block);
+        if (c->scrambled)
+            scramble_keys(rng, l, block);
+        unpack_keys(rng, l, blocks, b, &keys);
+    }
+    for (r = 0; r < c->n_rows; r++) {
+        fill_query(rng, c->other_fill, q + (size_t)r * l->dim_pad, l->dim, l->dim_pad);
+        expect_scores(&expected[r], &keys, q + (size_t)r * l->dim_pad, tokens, l->dim);
+    }
+    guard_read_only(blocks);
+    guard_read_only(q);
+    compare_scores(rng, c, blocks, q, expected);
+    unpacked_free(&keys);
+    free_expected(expected, c->n_rows);
+    guard_release();
+}
+
+/* The sum of `tokens` values by their weights. */
+static void expect_sums(struct expected *e, const struct unpacked *values, const float *weights,
+                        size_t tokens, uint32_t dim)
+{
+    double *magnitude = new_doubles(dim), floor = 0;
+    size_t t;
+    uint32_t c;
+
+    for (t = 0; t < tokens; t++) {
+        if (weights[t] == 0) /* whatever the token is */
+            continue;
+        for (c = 0; c < dim; c++) {
+            e->value[c] += weights[t] * values->value[t * dim + c];
+            e->original[c] += weights[t] * values->original[t * dim + c];
+            magnitude[c] += weights[t] * values->magnitude[t * dim + c];
+        }
+    }
+    for (c = 0; c < dim; c++)
+        floor += magnitude[c] * magnitude[c];
+    e->floor += F32_ROUNDINGS * sqrt(floor);
+    free(magnitude);
+}
+
+/* Numbers of the size of the results, to add these to; the floor grows by their rounding. */
+static float *new_sums(struct rng *rng, const struct attention_case *c, struct expected *expected)
+{
+    const struct kivi_layout *l = &c->l;
+    float *sums = guard_new(rng, (size_t)c->n_rows * l->dim_pad * sizeof *sums, 4);
+    uint32_t r, i;
+
+    for (r = 0; r < c->n_rows; r++) {
+        double size = 0;
+
+        for (i = 0; i < l->dim_pad; i++)
+            sums[r * l->dim_pad + i] =
+                (float)(i < l->dim ? expected[r].value[i] * rng_normal(rng) : 0);
+        for (i = 0; i < l->dim; i++)
+            size += (double)sums[r * l->dim_pad + i] * sums[r * l->dim_pad + i];
+        expected[r].floor += F32_ROUNDINGS * sqrt(size);
+    }
+    return sums;
+}
+
+static void compare_sums(struct rng *rng, const struct attention_case *c, const void *blocks,
+                         const float *weights, size_t ld, struct expected *expected)
+{
+    const struct kivi_layout *l = &c->l;
+    const size_t bytes = (size_t)c->n_rows * l->dim_pad * sizeof(float);
+    const float *before = new_sums(rng, c, expected);
+    int i, precision;
+
+    for (i = 0; i < n_tables; i++) {
+        for (precision = KIVI_STANDARD; precision <= KIVI_PRECISE; precision++) {
+            float *out = guard_new(rng, bytes, 4);
+
+            memcpy(out, before, bytes);
+            tables[i]->v_accumulate(l, weights, ld, c->n_rows, blocks, c->n_blocks, out, precision);
+            check_rows(expected, c->n_rows, l->dim, out, before, l->dim_pad, i, precision,
+                       c->adversarial, v_margins, c->what);
+        }
+    }
+}
+
+static void check_v_accumulate(struct rng *rng, struct attention_case *c)
+{
+    const struct kivi_layout *l = &c->l;
+    const size_t tokens = (size_t)c->n_blocks * KIVI_TILE, ld = tokens + rng_below(rng, 3) * 7;
+    const size_t used = tokens - (rng_one_in(rng, 2) ? 0 : rng_below(rng, KIVI_TILE));
+    char *blocks = guard_new(rng, (size_t)c->n_blocks * l->block_bytes, 16);
+    const uint16_t *rows = new_rows(rng, c->rows_fill, tokens, l->dim, l->dim);
+    float *weights = guard_new(rng, ((c->n_rows - 1) * ld + tokens) * sizeof *weights, 4);
+    struct expected *expected = new_expected(c->n_rows, l->dim);
+    struct unpacked values;
+    uint32_t b, r;
+    size_t t;
+
+    describe(c, "v_accumulate");
+    unpacked_init(&values, tokens, l->dim);
+    for (b = 0; b < c->n_blocks; b++) {
+        char *block = blocks + (size_t)b * l->block_bytes;
+
+        kivi_kernels_scalar.quantize_v(l, rows + (size_t)b * KIVI_TILE * l->dim, l->dim, 0,
+                                       KIVI_TILE, block);
+        if (c->scrambled)
+            scramble_values(rng, l, 0, block);
+        else if (b + 1 == c->n_blocks && used < tokens)
+            scramble_values(rng, l, (uint32_t)(used - (size_t)b * KIVI_TILE), block);
+        unpack_values(rng, l, blocks, b, &values);
+    }
+    for (r = 0; r < c->n_rows; r++) {
+        fill_weights(rng, c->other_fill, weights + r * ld, (uint32_t)tokens);
+        for (t = used; t < tokens; t++)
+            weights[r * ld + t] = 0;
+        expect_sums(&expected[r], &values, weights + r * ld, tokens, l->dim);
+    }
+    guard_read_only(blocks);
+    guard_read_only(weights);
+    compare_sums(rng, c, blocks, weights, ld, expected);
+    unpacked_free(&values);
+    free_expected(expected, c->n_rows);
+    guard_release();
+}
+
+/* Draws what is not given: fills at random, half of them random data. */
+static void draw_fills(struct rng *rng, struct attention_case *c, int n_other, int n_other_random)
+{
+    c->scrambled = 0;
+    c->adversarial = !rng_one_in(rng, 2);
+    c->rows_fill = (int)rng_below(rng, c->adversarial ? ROWS_FILLS : ROWS_RANDOM);
+    c->other_fill =
+        (int)rng_below(rng, c->adversarial ? (unsigned)n_other : (unsigned)n_other_random);
+    if (c->adversarial)
+        c->scrambled = rng_one_in(rng, 8);
+}
+
+static void draw_and_check(struct rng *rng, uint32_t bits, uint32_t group, uint32_t dim,
+                           uint32_t n_rows, uint32_t n_blocks)
+{
+    struct attention_case c = {.n_rows = n_rows, .n_blocks = n_blocks};
+
+    c.l = kivi_layout_keys(bits, dim, group);
+    draw_fills(rng, &c, QUERY_FILLS, QUERY_RANDOM);
+    check_k_scores(rng, &c);
+    c.l = kivi_layout_values(bits, dim, group);
+    draw_fills(rng, &c, WEIGHT_FILLS, WEIGHT_RANDOM);
+    check_v_accumulate(rng, &c);
+}
+
+START_TEST(attends_at_every_dimension)
+{
+    struct rng rng = {test_seed(4) + (unsigned)_i};
+    const uint32_t bits = all_bits[_i];
+    const int rounds = test_is_long() ? 20 : 1;
+    uint32_t dim;
+    size_t g;
+    int round;
+
+    for (g = 0; g < LENGTH(all_groups); g++) {
+        for (dim = 8; dim <= MAX_DIM; dim += 8) {
+            for (round = 0; round < rounds; round++) {
+                const uint32_t n_rows = RNG_PICK(&rng, all_rows);
+                const uint32_t n_blocks = RNG_PICK(&rng, all_blocks);
+
+                draw_and_check(&rng, bits, all_groups[g], dim, n_rows,
+                               n_rows > 8 ? 1 + n_blocks % 2 : n_blocks);
+            }
+        }
+    }
+}
+END_TEST
+
+START_TEST(attends_with_every_number_of_rows_and_blocks)
+{
+    static const uint32_t dims[] = {8, 24, 128};
+    struct rng rng = {test_seed(5) + (unsigned)_i};
+    size_t d, r, b;
+
+    for (d = 0; d < LENGTH(dims); d++)
+        for (r = 0; r < LENGTH(all_rows); r++)
+            for (b = 0; b < LENGTH(all_blocks); b++)
+                draw_and_check(&rng, all_bits[_i], RNG_PICK(&rng, all_groups), dims[d], all_rows[r],
+                               all_blocks[b]);
+}
+END_TEST
+
+/* Random data, every fill of rows and of queries or weights, at the dimension of most models. */
+START_TEST(attends_with_every_fill)
+{
+    struct rng rng = {test_seed(6) + (unsigned)_i};
+    struct attention_case c = {.n_rows = 3, .n_blocks = 2};
+    int other;
+
+    for (c.rows_fill = 0; c.rows_fill < ROWS_FILLS; c.rows_fill++) {
+        for (other = 0; other < QUERY_FILLS || other < WEIGHT_FILLS; other++) {
+            c.other_fill = other;
+            if (other < QUERY_FILLS) {
+                c.l = kivi_layout_keys(all_bits[_i], 128, RNG_PICK(&rng, all_groups));
+                c.adversarial = c.rows_fill >= ROWS_RANDOM || other >= QUERY_RANDOM;
+                check_k_scores(&rng, &c);
+            }
+            if (other < WEIGHT_FILLS) {
+                c.l = kivi_layout_values(all_bits[_i], 128, RNG_PICK(&rng, all_groups));
+                c.adversarial = c.rows_fill >= ROWS_RANDOM || other >= WEIGHT_RANDOM;
+                check_v_accumulate(&rng, &c);
+            }
+        }
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------ attention over rows */
+
+static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, uint32_t tokens,
+                                enum rows_fill fill)
+{
+    const size_t stride = new_stride(rng, dim), q_stride = new_stride(rng, dim);
+    const size_t out_stride = new_stride(rng, dim), ld = tokens + rng_below(rng, 3) * 7;
+    const uint16_t *rows = new_rows(rng, fill, tokens, dim, stride);
+    float *q = guard_new(rng, ((n_rows - 1) * q_stride + dim) * sizeof *q, 4);
+    float *p = guard_new(rng, ((n_rows - 1) * ld + tokens) * sizeof *p, 4);
+    struct expected *scores = new_expected(n_rows, tokens), *sums = new_expected(n_rows, dim);
+    struct margin unused[MAX_TABLES] = {{0, 0}};
+    struct unpacked u;
+    char what[100];
+    uint32_t r, t, c;
+    int i;
+
+    unpacked_init(&u, tokens, dim);
+    for (t = 0; t < tokens; t++) {
+        for (c = 0; c < dim; c++) {
+            const double x = number_from_f16(rows[t * stride + c]);
+
+            u.value[t * dim + c] = u.original[t * dim + c] = x;
+            u.magnitude[t * dim + c] = fabs(x);
+        }
+    }
+    for (r = 0; r < n_rows; r++) {
+        fill_query(rng, (int)rng_below(rng, QUERY_FILLS), q + r * q_stride, dim, dim);
+        fill_weights(rng, (int)rng_below(rng, WEIGHT_FILLS), p + r * ld, tokens);
+        expect_scores(&scores[r], &u, q + r * q_stride, tokens, dim);
+        expect_sums(&sums[r], &u, p + r * ld, tokens, dim);
+    }
+    guard_read_only(q);
+    guard_read_only(p);
+    snprintf(what, sizeof what, "f16: dimension %u, %u rows, %u tokens, fill %d", dim, n_rows,
+             tokens, fill);
+    for (i = 0; i < n_tables; i++) {
+        float *got = guard_new(rng, ((n_rows - 1) * ld + tokens) * sizeof *got, 4);
+        float *out = guard_new(rng, ((n_rows - 1) * out_stride + dim) * sizeof *out, 4);
+
+        tables[i]->f16_scores(dim, q, q_stride, n_rows, rows, stride, tokens, got, ld);
+        check_rows(scores, n_rows, tokens, got, NULL, ld, i, KIVI_PRECISE, 0, unused, what);
+        for (r = 0; r < n_rows; r++)
+            memset(out + r * out_stride, 0, dim * sizeof *out);
+        tables[i]->f16_accumulate(dim, p, ld, n_rows, rows, stride, tokens, out, out_stride);
+        check_rows(sums, n_rows, dim, out, NULL, out_stride, i, KIVI_PRECISE, 0, unused, what);
+        for (r = 0; r + 1 < n_rows; r++) {
+            for (t = tokens; t < ld; t++)
+                CHECK(isnan(got[r * ld + t]), "%s: %s: written between rows", tables[i]->name,
+                      what);
+            for (c = dim; c < out_stride; c++)
+                CHECK(isnan(out[r * out_stride + c]), "%s: %s: written between rows",
+                      tables[i]->name, what);
+        }
+    }
+    unpacked_free(&u);
+    free_expected(scores, n_rows);
+    free_expected(sums, n_rows);
+    guard_release();
+}
+
+START_TEST(attends_over_f16_rows)
+{
+    static const uint32_t counts[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 128};
+    struct rng rng = {test_seed(7)};
+    const int rounds = test_is_long() ? 100 : 4;
+    uint32_t dim;
+    int round;
+
+    for (dim = 8; dim <= MAX_DIM; dim += 8)
+        for (round = 0; round < rounds; round++)
+            check_f16_attention(&rng, dim, RNG_PICK(&rng, all_rows), RNG_PICK(&rng, counts),
+                                (int)rng_below(&rng, ROWS_FILLS));
+}
+END_TEST
+
+/* ------------------------------------------------------------------ softmax */
+
+#define FUNCTION_RELATIVE 1e-6
+#define MAX_N 300u
+
+static void check_close(const char *table, const char *what, double got, double expected, double x)
+{
+    CHECK(fabs(got - expected) <= FUNCTION_RELATIVE * fabs(expected) + (double)0x1p-126f,
+          "%s: %s(%.9g) is %.9g, not %.9g", table, what, x, got, expected);
+}
+
+/* A copy of the numbers, between guard pages. */
+static float *copy_of(struct rng *rng, const float *x, uint32_t n)
+{
+    float *copy = guard_new(rng, n * sizeof *copy, 4);
+
+    memcpy(copy, x, n * sizeof *copy);
+    return copy;
+}
+
+static void check_functions(struct rng *rng, const struct kivi_kernels *table, const float *x,
+                            uint32_t n, float cap)
+{
+    float *scaled = copy_of(rng, x, n), *capped = copy_of(rng, x, n), *powers = copy_of(rng, x, n);
+    float max = x[0];
+    double sum = 0;
+    uint32_t i;
+
+    for (i = 1; i < n; i++)
+        max = x[i] > max ? x[i] : max;
+    CHECK(table->max(scaled, n) == max, "%s: max of %u numbers", table->name, n);
+
+    table->scale(scaled, n, cap);
+    for (i = 0; i < n; i++)
+        CHECK(scaled[i] == x[i] * cap, "%s: scale, %u of %u", table->name, i, n);
+
+    table->softcap(capped, n, cap);
+    for (i = 0; i < n; i++)
+        check_close(table->name, "softcap", capped[i], cap * tanh((double)x[i] / cap), x[i]);
+
+    if (max == -INFINITY) /* a row that sees nothing is not summed */
+        max = 0;
+    sum = table->exp_sum(powers, n, max);
+    for (i = 0; i < n; i++) {
+        const float difference = x[i] - max; /* rounded, as the kernels have it */
+        const double power = exp(difference);
+
+        check_close(table->name, "exp", powers[i], power, difference);
+        CHECK(x[i] != -INFINITY || powers[i] == 0, "%s: exp(-inf)", table->name);
+        sum -= power;
+    }
+    CHECK(fabs(sum) <= 2 * FUNCTION_RELATIVE * n, "%s: sum of %u powers is off by %g", table->name,
+          n, sum);
+}
+
+START_TEST(softmax_is_accurate)
+{
+    static const double sizes[] = {1e-30, 1e-6, 1e-3, 0.1, 0.5, 1, 5, 20, 100, 1e4, 1e30};
+    struct rng rng = {test_seed(8)};
+    const uint32_t rounds = test_is_long() ? 20000 : 1500;
+    float x[MAX_N];
+    uint32_t round, n, i;
+    int table;
+
+    for (round = 0; round < rounds; round++) {
+        const double size = RNG_PICK(&rng, sizes);
+        const float cap = (float)(rng_one_in(&rng, 2) ? 30 : size * (0.1 + rng_uniform(&rng)));
+
+        n = round < MAX_N ? round + 1 : (uint32_t)rng_between(&rng, 1, MAX_N);
+        for (i = 0; i < n; i++) {
+            x[i] = (float)(rng_normal(&rng) * size);
+            if (rng_one_in(&rng, 50))
+                x[i] = rng_one_in(&rng, 2) ? -INFINITY : 0;
+        }
+        for (table = 0; table < n_tables; table++)
+            check_functions(&rng, tables[table], x, n, cap);
+        guard_release();
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("kernels");
+    TCase *tcase = tcase_create("tables");
+    SRunner *runner;
+    int failed;
+
+    find_tables();
+    tcase_set_timeout(tcase, 0);
+    tcase_add_test(tcase, converts_all_of_16_bits);
+    tcase_add_test(tcase, rounds_f32_to_nearest_even);
+    tcase_add_loop_test(tcase, quantizes_as_the_scalar_table, 0, LENGTH(all_bits));
+    tcase_add_loop_test(tcase, attends_at_every_dimension, 0, LENGTH(all_bits));
+    tcase_add_loop_test(tcase, attends_with_every_number_of_rows_and_blocks, 0, LENGTH(all_bits));
+    tcase_add_loop_test(tcase, attends_with_every_fill, 0, LENGTH(all_bits));
+    tcase_add_test(tcase, attends_over_f16_rows);
+    tcase_add_test(tcase, softmax_is_accurate);
+    suite_add_tcase(suite, tcase);
+    runner = srunner_create(suite);
+    srunner_set_fork_status(runner, CK_NOFORK);
+    srunner_run_all(runner, CK_ENV);
+    failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    print_margins();
+    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}

@@ -1,0 +1,575 @@
+/*
+ * Every backend against the oracle: codes with ==, attention by the bounds of docs/numerics.md, over
+ * combinations of parameters drawn from a seed. KIVI_TEST_SEED repeats a run, KIVI_TEST_LONG=1 makes
+ * it longer.
+ */
+#include <check.h>
+#include <kivi/kivi.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "support/model.h"
+#include "support/suite.h"
+
+/* The largest share of its bound that a row took in a test, by backend and precision. */
+static double worst[MODEL_BACKENDS][2];
+
+static void reset_worst(void)
+{
+    memset(worst, 0, sizeof worst);
+}
+
+static void print_worst(const char *what)
+{
+    int i;
+
+    for (i = 0; i < backend_count(); i++)
+        printf("%s, %s: worst row at %.2g of its bound (precise), %.2g (standard)\n", what,
+               backend_name(i), worst[i][KIVI_PRECISE], worst[i][KIVI_STANDARD]);
+}
+
+/* ---------------------------------------------------------- the sweep */
+
+/* How many tokens the next call brings to a sequence that is to get `left` more. */
+static uint64_t next_chunk(struct rng *rng, uint64_t left)
+{
+    const uint64_t sizes[] = {1, 1, 2, 7, 32, 100, left};
+    const uint64_t n = RNG_PICK(rng, sizes);
+
+    return n < left ? n : left;
+}
+
+/* Multiply-adds of the oracle for one query. */
+static double query_cost(const kivi_config *config, uint64_t n_tokens)
+{
+    return 2.0 * (double)n_tokens * config->n_q_heads * (config->k_dim + config->v_dim);
+}
+
+/* Draws one item; n is the length before the call. */
+static struct model_item draw_item(struct model *m, size_t seq, uint64_t n, uint64_t n_new,
+                                   double *budget)
+{
+    struct model_item item = {seq, n_new, rng_below(&m->rng, 6), KIVI_NEWEST};
+    const uint64_t after = n + n_new;
+
+    if (rng_one_in(&m->rng, 6))
+        item.n_q = n_new;
+    while (item.n_q > 0 && (double)item.n_q * query_cost(&m->config, after) > *budget)
+        item.n_q /= 2;
+    *budget -= (double)item.n_q * query_cost(&m->config, after);
+    if (item.n_q > after || rng_one_in(&m->rng, 8))
+        item.q_position = rng_one_in(&m->rng, 4) ? after + rng_below(&m->rng, 1000)
+                                                 : rng_below(&m->rng, after + 1);
+    return item;
+}
+
+/* One call on some of the sequences. `left`: tokens that are still to come, by sequence and layer. */
+static void random_call(struct model *m, uint64_t left[MODEL_SEQS][MODEL_LAYERS], double *budget)
+{
+    const uint32_t layer = (uint32_t)rng_below(&m->rng, m->config.n_layers);
+    float sinks[64];
+    kivi_attention attention;
+    struct model_item items[MODEL_ITEMS];
+    size_t n_items = 0, i;
+
+    random_attention(&m->rng, &m->config, sinks, &attention);
+    for (i = 0; i < m->n_seqs && n_items < MODEL_ITEMS - 1; i++) {
+        const uint64_t n = m->oracles[i][layer].contents.n;
+        uint64_t n_new;
+
+        if (rng_one_in(&m->rng, 3) && i + 1 < m->n_seqs)
+            continue;
+        n_new = rng_one_in(&m->rng, 6) ? 0 : next_chunk(&m->rng, left[i][layer]);
+        items[n_items++] = draw_item(m, i, n, n_new, budget);
+        left[i][layer] -= n_new;
+        if (n_new == 0) /* a sequence that is only read may stand in several items */
+            items[n_items++] = draw_item(m, i, n, 0, budget);
+    }
+    model_call(m, layer, items, n_items, &attention,
+               rng_one_in(&m->rng, 2) ? 0 : (uint32_t)rng_between(&m->rng, 1, 7));
+}
+
+static void random_case(uint64_t seed)
+{
+    uint64_t left[MODEL_SEQS][MODEL_LAYERS], total = 0;
+    double budget = 2e7;
+    uint8_t bits[2][MODEL_LAYERS];
+    kivi_config config;
+    struct model m;
+    struct rng rng = {seed};
+    char name[64];
+    size_t i, j;
+
+    random_config(&rng, &config, bits);
+    snprintf(name, sizeof name, "KIVI_TEST_SEED=0x%llx", (unsigned long long)seed);
+    model_open(&m, name, &config, (size_t)rng_between(&rng, 1, MODEL_SEQS), &fill_ordinary,
+               rng_next(&rng));
+    for (i = 0; i < m.n_seqs; i++) {
+        for (j = 0; j < config.n_layers; j++) {
+            left[i][j] = rng_below(&rng, 3 * config.residual_length + 70);
+            total += left[i][j];
+        }
+    }
+    for (i = 0; total > 0 && i < 200; i++) {
+        random_call(&m, left, &budget);
+        total = 0;
+        for (j = 0; j < m.n_seqs * config.n_layers; j++)
+            total += left[j / config.n_layers][j % config.n_layers];
+    }
+    model_check(&m, worst);
+    model_close(&m);
+}
+
+START_TEST(any_combination)
+{
+    const uint64_t first = test_seed(0x6b697669);
+    const int n = getenv("KIVI_TEST_SEED") ? 1 : test_is_long() ? 5000 : 80;
+    int i;
+
+    reset_worst();
+    for (i = 0; i < n; i++)
+        random_case(first + (uint64_t)i);
+    print_worst("random data");
+}
+END_TEST
+
+/* ---------------------------------------------- adversarial and long */
+
+static kivi_config plain_config(uint32_t n_q_heads, uint32_t n_kv_heads, uint32_t dim,
+                                uint32_t bits)
+{
+    kivi_config config;
+
+    kivi_config_init(&config);
+    config.n_layers = 1;
+    config.n_q_heads = n_q_heads;
+    config.n_kv_heads = n_kv_heads;
+    config.k_dim = config.v_dim = dim;
+    config.k_bits = config.v_bits = bits;
+    config.residual_length = config.group_size;
+    config.n_threads = 1;
+    return config;
+}
+
+/* A prompt, then steps of a few tokens, with both precisions. */
+static void prompt_and_steps(struct model *m, uint64_t prompt, int n_steps, uint32_t n_parts)
+{
+    const struct model_item first = {0, prompt, prompt < 3 ? prompt : 3, KIVI_NEWEST};
+    kivi_attention attention;
+    int i;
+
+    kivi_attention_init(&attention);
+    model_call(m, 0, &first, 1, &attention, n_parts);
+    for (i = 0; i < n_steps; i++) {
+        const struct model_item item = {0, rng_below(&m->rng, 14), 2, KIVI_NEWEST};
+
+        attention.precision = i % 2 ? KIVI_PRECISE : KIVI_STANDARD;
+        model_call(m, 0, &item, 1, &attention, n_parts);
+    }
+}
+
+START_TEST(adversarial_data)
+{
+    static const uint32_t dims[] = {40, 64, 80, 128, 256}, bits[] = {2, 4, 8, 16};
+    const struct fill *fill = &fill_adversarial[_i];
+    const int n = test_is_long() ? 400 : 10;
+    struct rng rng = {test_seed(0xbad) + (uint64_t)_i};
+    int i;
+
+    reset_worst();
+    for (i = 0; i < n; i++) {
+        kivi_config config = plain_config(4, 2, RNG_PICK(&rng, dims), RNG_PICK(&rng, bits));
+        struct model m;
+
+        if (rng_one_in(&rng, 3))
+            config.v_bits = RNG_PICK(&rng, bits);
+        if (rng_one_in(&rng, 3))
+            config.group_size = config.residual_length = 64;
+        model_open(&m, fill->name, &config, 1, fill, rng_next(&rng));
+        prompt_and_steps(&m, 200, 12, 0);
+        model_check(&m, worst);
+        model_close(&m);
+    }
+    print_worst(fill->name);
+}
+END_TEST
+
+/* Long enough that every part has a share of one head's tokens. */
+START_TEST(split_over_tokens)
+{
+    const int n = test_is_long() ? 40 : 4;
+    struct rng rng = {test_seed(0x5917)};
+    int i;
+
+    reset_worst();
+    for (i = 0; i < n; i++) {
+        const uint32_t bits[] = {2, 4, 8, 16};
+        const kivi_config config = plain_config(8, 1, 64, bits[i % 4]);
+        struct model m;
+
+        model_open(&m, "split over tokens", &config, 1, &fill_ordinary, rng_next(&rng));
+        prompt_and_steps(&m, 2500 + rng_below(&rng, 300), 12, 1 + (uint32_t)(i + 6) % 7);
+        model_check(&m, worst);
+        model_close(&m);
+    }
+    print_worst("split over tokens");
+}
+END_TEST
+
+/* --------------------------------------------------- bit for bit */
+
+/* Arrays for one sequence: n tokens and n_q queries. */
+struct arrays {
+    struct tensor k, v, q;
+};
+
+static struct arrays make_arrays(struct rng *rng, const kivi_config *config, uint64_t n,
+                                 uint64_t n_q)
+{
+    struct arrays a = {
+        tensor_dense(KIVI_F16, n, config->n_kv_heads, config->k_dim),
+        tensor_dense(KIVI_F16, n, config->n_kv_heads, config->v_dim),
+        tensor_dense(KIVI_F16, n_q, config->n_q_heads, config->k_dim),
+    };
+    struct tensor *const all[] = {&a.k, &a.v, &a.q};
+    const enum role roles[] = {ROLE_K, ROLE_V, ROLE_Q};
+    uint32_t role, head, channel;
+    uint64_t token;
+
+    for (role = 0; role < 3; role++)
+        for (token = 0; token < all[role]->tokens; token++)
+            for (head = 0; head < all[role]->heads; head++)
+                for (channel = 0; channel < all[role]->dim; channel++)
+                    tensor_set(all[role], token, head, channel,
+                               fill_ordinary.at(rng, roles[role], token, head, channel));
+    return a;
+}
+
+static void free_arrays(struct arrays *a)
+{
+    tensor_free(&a->k);
+    tensor_free(&a->v);
+    tensor_free(&a->q);
+}
+
+static kivi_cache *open_cache(const kivi_config *config)
+{
+    kivi_cache *cache;
+    kivi_error error;
+
+    ck_assert_msg(kivi_cache_create(config, &cache, &error) == KIVI_OK, "%s", error.message);
+    return cache;
+}
+
+static kivi_seq new_seq(kivi_cache *cache)
+{
+    kivi_seq seq;
+
+    ck_assert_int_eq(kivi_seq_create(cache, &seq, NULL), KIVI_OK);
+    return seq;
+}
+
+/* Attention of all queries over a sequence, without appending. */
+static kivi_item attend_item(kivi_seq seq, const struct arrays *a, float *out, float *lse)
+{
+    const kivi_item item = {
+        .seq = seq,
+        .n_q = a->q.tokens,
+        .q = tensor_in(&a->q, 0),
+        .out = {out, KIVI_F32, 0, 0},
+        .lse = lse,
+        .q_position = KIVI_NEWEST,
+    };
+
+    return item;
+}
+
+static float *floats(size_t n)
+{
+    float *x = calloc(n + 1, sizeof *x);
+
+    ck_assert_ptr_nonnull(x);
+    return x;
+}
+
+/* What kivi_seq_save writes. */
+struct saved {
+    char *data;
+    size_t n, room;
+};
+
+static int write_to_memory(void *context, const void *data, size_t bytes)
+{
+    struct saved *s = context;
+
+    if (bytes > s->room - s->n)
+        return 1;
+    memcpy(s->data + s->n, data, bytes);
+    s->n += bytes;
+    return 0;
+}
+
+static struct saved save(const kivi_cache *cache, kivi_seq seq)
+{
+    struct saved s = {NULL, 0, 0};
+    uint64_t bytes;
+
+    ck_assert_int_eq(kivi_seq_save_size(cache, seq, &bytes, NULL), KIVI_OK);
+    s.room = (size_t)bytes;
+    s.data = malloc(s.room);
+    ck_assert_ptr_nonnull(s.data);
+    ck_assert_int_eq(kivi_seq_save(cache, seq, write_to_memory, &s, NULL), KIVI_OK);
+    ck_assert_uint_eq(s.n, s.room);
+    return s;
+}
+
+/* Ways to bring n tokens: one by one, in sevens, at once, at random. */
+#define N_PLANS 4
+
+static void append_in_chunks(kivi_cache *cache, kivi_seq seq, const struct arrays *a, int plan,
+                             struct rng *rng)
+{
+    const uint64_t n = a->k.tokens;
+    uint64_t at = 0;
+
+    while (at < n) {
+        const uint64_t sizes[N_PLANS] = {1, 7, n, rng_between(rng, 1, 90)};
+        const uint64_t chunk = sizes[plan] < n - at ? sizes[plan] : n - at;
+
+        ck_assert_int_eq(kivi_append(cache, 0, seq, chunk, tensor_in(&a->k, at),
+                                     tensor_in(&a->v, at), NULL),
+                         KIVI_OK);
+        at += chunk;
+    }
+}
+
+/* All that a sequence shows: saved bytes, statistics, contents, attention. */
+struct portrait {
+    struct saved saved;
+    kivi_stats stats;
+    float *out;
+};
+
+static struct portrait draw(kivi_cache *cache, kivi_seq seq, const struct arrays *a, size_t n_out)
+{
+    struct portrait p = {save(cache, seq), {.size = sizeof p.stats}, floats(n_out)};
+    const kivi_item item = attend_item(seq, a, p.out, NULL);
+
+    ck_assert_int_eq(kivi_seq_stats(cache, seq, &p.stats, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_run(cache, 0, &item, 1, NULL, NULL), KIVI_OK);
+    return p;
+}
+
+static void check_chunking(uint64_t seed, const char *backend)
+{
+    uint8_t bits[2][MODEL_LAYERS];
+    struct rng rng = {seed};
+    struct portrait portraits[N_PLANS];
+    struct arrays arrays;
+    kivi_config config;
+    uint64_t n;
+    size_t n_out;
+    int plan;
+
+    random_config(&rng, &config, bits);
+    config.n_layers = 1;
+    config.backend = backend;
+    n = rng_between(&rng, 4, 3 * config.residual_length + 70);
+    arrays = make_arrays(&rng, &config, n, 4);
+    n_out = (size_t)4 * config.n_q_heads * config.v_dim;
+    for (plan = 0; plan < N_PLANS; plan++) {
+        const struct portrait *first = &portraits[0], *p = &portraits[plan];
+        kivi_cache *cache = open_cache(&config); /* its own: handles are saved too */
+        const kivi_seq seq = new_seq(cache);
+
+        append_in_chunks(cache, seq, &arrays, plan, &rng);
+        portraits[plan] = draw(cache, seq, &arrays, n_out);
+        kivi_cache_destroy(cache);
+        ck_assert_uint_eq(p->saved.n, first->saved.n);
+        ck_assert_mem_eq(p->saved.data, first->saved.data, first->saved.n);
+        ck_assert_mem_eq(&p->stats, &first->stats, sizeof p->stats);
+        ck_assert_mem_eq(p->out, first->out, n_out * sizeof *p->out);
+    }
+    for (plan = 0; plan < N_PLANS; plan++) {
+        free(portraits[plan].saved.data);
+        free(portraits[plan].out);
+    }
+    free_arrays(&arrays);
+}
+
+START_TEST(chunks_do_not_matter)
+{
+    const uint64_t first = test_seed(0xc4a9);
+    const int n = test_is_long() ? 400 : 15;
+    int i;
+
+    for (i = 0; i < n; i++)
+        check_chunking(first + (uint64_t)i, backend_name(_i));
+}
+END_TEST
+
+/* Runs an item in n_parts, forwards or backwards. */
+static void run_parts(kivi_cache *cache, const kivi_item *item, uint32_t n_parts, int backwards)
+{
+    kivi_work *work;
+    uint32_t phase, i;
+
+    ck_assert_int_eq(kivi_work_begin(cache, 0, item, 1, NULL, n_parts, &work, NULL), KIVI_OK);
+    for (phase = 0; phase < kivi_work_phases(work); phase++)
+        for (i = 0; i < n_parts; i++)
+            kivi_work_part(work, phase, backwards ? n_parts - 1 - i : i);
+    ck_assert_int_eq(kivi_work_end(work, NULL), KIVI_OK);
+}
+
+#if defined(__GNUC__) && !defined(_WIN32)
+extern int omp_get_max_threads(void) __attribute__((weak));
+#define HAVE_TEAM (omp_get_max_threads != NULL)
+#else
+#define HAVE_TEAM 0
+#endif
+
+/* kivi_run, and the host's parts in any order, give the same bits for the same number of parts. */
+START_TEST(parts_are_reproducible)
+{
+    struct rng rng = {test_seed(0x9a47)};
+    uint32_t n_parts;
+
+    for (n_parts = 1; n_parts <= 7; n_parts++) {
+        kivi_config config = plain_config(8, 2, 64, n_parts % 2 ? 2 : 4);
+        const size_t n_out = (size_t)3 * 8 * 64;
+        struct arrays arrays = make_arrays(&rng, &config, 2600, 3);
+        float *out[3] = {floats(n_out), floats(n_out), floats(n_out)};
+        kivi_cache *cache;
+        kivi_item item;
+        int i;
+
+        config.backend = backend_name(_i);
+        config.n_threads = n_parts;
+        cache = open_cache(&config);
+        item = attend_item(new_seq(cache), &arrays, out[0], NULL);
+        ck_assert_int_eq(kivi_append(cache, 0, item.seq, 2600, tensor_in(&arrays.k, 0),
+                                     tensor_in(&arrays.v, 0), NULL),
+                         KIVI_OK);
+        for (i = 0; i < 2; i++) {
+            item.out.data = out[i];
+            run_parts(cache, &item, n_parts, i);
+        }
+        ck_assert_mem_eq(out[0], out[1], n_out * sizeof *out[0]);
+        item.out.data = out[2];
+        ck_assert_int_eq(kivi_run(cache, 0, &item, 1, NULL, NULL), KIVI_OK);
+        if (n_parts == 1 || HAVE_TEAM)
+            ck_assert_mem_eq(out[0], out[2], n_out * sizeof *out[0]);
+        for (i = 0; i < 3; i++)
+            free(out[i]);
+        kivi_cache_destroy(cache);
+        free_arrays(&arrays);
+    }
+}
+END_TEST
+
+/* -------------------------------------------------------------- merge */
+
+/* Tokens in two caches: attention over each, merged, is attention over all. */
+START_TEST(merge_of_disjoint_tokens)
+{
+    struct rng rng = {test_seed(0x3e43e)};
+    kivi_config config = plain_config(4, 2, 40, 16);
+    const uint64_t n = 150, cut = 61, n_q = 5;
+    const size_t n_rows = (size_t)n_q * 4, n_out = n_rows * 40;
+    struct arrays arrays = make_arrays(&rng, &config, n, n_q);
+    double *k = tensor_decode(&arrays.k), *v = tensor_decode(&arrays.v);
+    double *q = tensor_decode(&arrays.q);
+    float sinks[] = {0.5f, -1, 3, (float)-INFINITY};
+    kivi_attention attention;
+    struct oracle oracle;
+    struct oracle_result expected;
+    struct accuracy accuracy, lse_accuracy;
+    struct tensor merged = tensor_dense(KIVI_F32, n_q, 4, 40);
+    float *lse = floats(n_rows), *other = floats(n_out), *other_lse = floats(n_rows);
+    kivi_cache *cache;
+    kivi_item items[2];
+
+    config.backend = backend_name(_i);
+    kivi_attention_init(&attention);
+    attention.precision = KIVI_PRECISE;
+    attention.sink_logits = sinks;
+    oracle_init(&oracle, &config, 0);
+    oracle_append(&oracle, n, k, v);
+    expected = oracle_attend(&oracle, n_q, q, n - n_q, &attention);
+
+    cache = open_cache(&config);
+    items[0] = attend_item(new_seq(cache), &arrays, merged.memory, lse);
+    items[0].q_position = n - n_q; /* beyond its own tokens: all are seen */
+    items[1] = attend_item(new_seq(cache), &arrays, other, other_lse);
+    ck_assert_int_eq(kivi_append(cache, 0, items[0].seq, cut, tensor_in(&arrays.k, 0),
+                                 tensor_in(&arrays.v, 0), NULL),
+                     KIVI_OK);
+    ck_assert_int_eq(kivi_append(cache, 0, items[1].seq, n - cut, tensor_in(&arrays.k, cut),
+                                 tensor_in(&arrays.v, cut), NULL),
+                     KIVI_OK);
+    ck_assert_int_eq(kivi_run(cache, 0, &items[0], 1, &attention, NULL), KIVI_OK);
+    attention.sink_logits = NULL; /* the sink counts once */
+    ck_assert_int_eq(kivi_run(cache, 0, &items[1], 1, &attention, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_merge(n_rows, 40, merged.memory, lse, other, other_lse, NULL), KIVI_OK);
+
+    accuracy_init(&accuracy, KIVI_PRECISE, 0);
+    accuracy_init(&lse_accuracy, KIVI_PRECISE, 0);
+    accuracy_add_result(&accuracy, &merged, &expected);
+    accuracy_add_lse(&lse_accuracy, lse, &expected);
+    accuracy_check(&accuracy, "merge");
+    accuracy_check(&lse_accuracy, "merge, log-sum-exp");
+
+    oracle_result_free(&expected);
+    oracle_free(&oracle);
+    kivi_cache_destroy(cache);
+    free_arrays(&arrays);
+    tensor_free(&merged);
+    free(lse);
+    free(other);
+    free(other_lse);
+    free(k);
+    free(v);
+    free(q);
+}
+END_TEST
+
+/* A set of tokens that no query sees leaves the other as it is, from either side. */
+START_TEST(merge_with_nothing)
+{
+    const float nothing = (float)-INFINITY;
+    float out[2] = {3, -4}, lse = 1.5f, empty[2] = {0, 0}, empty_lse = nothing;
+
+    ck_assert_int_eq(kivi_merge(1, 2, out, &lse, empty, &empty_lse, NULL), KIVI_OK);
+    ck_assert(out[0] == 3 && out[1] == -4 && lse == 1.5f);
+    ck_assert_int_eq(kivi_merge(1, 2, empty, &empty_lse, out, &lse, NULL), KIVI_OK);
+    ck_assert(empty[0] == 3 && empty[1] == -4 && empty_lse == 1.5f);
+    empty[0] = empty[1] = 0;
+    out[0] = out[1] = 0;
+    empty_lse = lse = nothing;
+    ck_assert_int_eq(kivi_merge(1, 2, empty, &empty_lse, out, &lse, NULL), KIVI_OK);
+    ck_assert(empty[0] == 0 && empty[1] == 0 && empty_lse == nothing);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("oracle");
+    TCase *bounds = tcase_create("bounds"), *bits = tcase_create("bit for bit");
+    TCase *merge = tcase_create("merge");
+
+    tcase_add_test(bounds, any_combination);
+    tcase_add_loop_test(bounds, adversarial_data, 0, (int)n_fill_adversarial);
+    tcase_add_test(bounds, split_over_tokens);
+    tcase_add_loop_test(bits, chunks_do_not_matter, 0, backend_count());
+    tcase_add_loop_test(bits, parts_are_reproducible, 0, backend_count());
+    tcase_add_loop_test(merge, merge_of_disjoint_tokens, 0, backend_count());
+    tcase_add_test(merge, merge_with_nothing);
+    tcase_set_timeout(bounds, 0);
+    tcase_set_timeout(bits, 0);
+    suite_add_tcase(suite, bounds);
+    suite_add_tcase(suite, bits);
+    suite_add_tcase(suite, merge);
+    return test_main(suite);
+}
