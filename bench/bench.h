@@ -34,15 +34,15 @@ void table_add_reader(struct table *table, struct bench *bench, uint32_t threads
 /* Measures all entries and reports their rows. Returns 0 after a failure. */
 int table_run(struct table *table, struct bench *bench);
 
-/* A subject for each cache type of the scenario with `n_layers` layers, or as many as the
+/* A subject for each cache type of the scenario with `n_seqs` sequences, or as many as the
  * footprint needs for `context` tokens if 0. Returns 0 if one cannot be made, and prints why. */
 int open_subjects(struct subject *subjects, const struct bench *bench,
                   const struct scenario *scenario, const struct shape *shape,
-                  const struct chunk *chunk, uint64_t context, uint32_t n_layers);
+                  const struct chunk *chunk, uint64_t context, uint32_t n_seqs);
 void close_subjects(struct subject *subjects, size_t n);
 
-/* subject_fill, with all threads; says so if the backend is too slow to fill all layers. */
-int fill_subject(struct subject *subject, struct bench *bench, uint64_t n_tokens);
+/* subject_fill, with all threads; says so if the backend is too slow to fill all sequences. */
+int fill_subject(struct subject *subject, struct bench *bench, uint64_t n_tokens, int stagger);
 
 /* Prints what the library said, and returns 0. */
 int subject_failed(const struct subject *subject);

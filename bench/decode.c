@@ -1,4 +1,4 @@
-/* Decode: the attention of one step over a long context, layer after layer. */
+/* Decode: the attention of one step over a long context. */
 #include "bench.h"
 
 #include <stdio.h>
@@ -6,7 +6,7 @@
 #include <string.h>
 
 #define CHUNK_BYTES ((size_t)16 << 20) /* of keys and values that are appended in one call */
-#define GROWTH 128u                    /* tokens that a context may grow by before it is cut back */
+#define GROWTH 128u                    /* tokens that a context grows by before it is cut back */
 
 /* One contender: a subject, read with one precision. */
 struct step {
@@ -19,15 +19,13 @@ struct step {
     float *out;
 };
 
-/* Steps append too: back to the context, before it has grown enough to matter. */
-static int keep_context(struct step *s)
+/* Before a step that appends: back to the context, where it has grown. */
+static int keep_context(const struct step *s)
 {
-    struct subject *subject = s->subject;
+    const struct subject *subject = s->subject;
 
-    if (subject->layer != 0 || subject->length < s->context + GROWTH)
-        return 1;
-    subject->length = s->context;
-    return kivi_seq_truncate(subject->cache, subject->seq, s->context, &subject->error) == KIVI_OK;
+    return subject->lengths[subject->next] < s->context + GROWTH
+           || subject_truncate(s->subject, s->context);
 }
 
 static double step_burst(void *context, uint64_t units)
@@ -44,7 +42,7 @@ static double step_burst(void *context, uint64_t units)
         subject_input(s->subject, &item, s->queries);
     start = machine_now();
     for (i = 0; i < units; i++) {
-        if (s->appends && s->subject->layer == 0) {
+        if (s->appends) {
             seconds += machine_now() - start;
             if (!keep_context(s))
                 return -1;
@@ -52,7 +50,6 @@ static double step_burst(void *context, uint64_t units)
         }
         if (!subject_run(s->subject, &item, &s->attention))
             return -1;
-        subject_advance(s->subject, item.n_new);
     }
     return (seconds + machine_now() - start) / (double)units;
 }
@@ -85,8 +82,9 @@ static void add_step(struct decode *d, struct subject *subject, kivi_precision p
     row->precision = type_is_f16(subject->type)   ? ""
                      : precision == KIVI_STANDARD ? "standard"
                                                   : "precise";
-    row->bytes = layer_bytes(&d->shape, subject->type, row->context);
-    row->footprint = row->bytes * subject->n_layers;
+    row->bytes =
+        sequence_bytes(&d->shape, subject->type, row->context + (row->appends ? GROWTH / 2 : 0));
+    row->footprint = row->bytes * subject->n_seqs;
     table_add(&d->table, step_burst, step, row);
 }
 
@@ -141,7 +139,7 @@ static int run_context(struct decode *d, const struct chunk *chunk, uint32_t con
         return 0;
     machine_set_threads(d->bench->threads);
     for (i = 0; i < s->types.n && ok; i++)
-        ok = fill_subject(&d->subjects[i], d->bench, context);
+        ok = fill_subject(&d->subjects[i], d->bench, context, s->appends);
     for (i = 0; i < s->threads.n && ok; i++)
         ok = run_threads(d, context, s->threads.at[i]);
     close_subjects(d->subjects, s->types.n);

@@ -13,10 +13,10 @@ static const struct {
 } commands[] = {
     {"decode", "attention of one decode step over a long context",
      "A row is one call of kivi_run for one layer: the queries of one decode step attend over\n"
-     "the whole context. The layers of a model are rotated, so that no step finds its data in\n"
-     "the CPU's caches. Bytes are those of the packed layout: codes, scales, minima and f16 rows\n"
-     "of every token, once. All rows of one context are measured in turns with a reader of plain\n"
-     "memory; its bandwidth is what \"of read\" refers to, turn by turn.\n",
+     "the whole context. Many sequences take turns, as the layers of a model do, so that no step\n"
+     "finds its data in the CPU's caches. Bytes are those of the packed layout: codes, scales,\n"
+     "minima and f16 rows of every token, once. All rows of one context are measured in turns\n"
+     "with a reader of plain memory; its bandwidth is what \"of read\" refers to, turn by turn.\n",
      COMMAND_DECODE},
     {"append", "quantization of new tokens",
      "A row is one call of kivi_run for one layer that appends only, with f16 input that lies in\n"
@@ -88,7 +88,7 @@ static const struct {
      COMMAND_APPEND | COMMAND_PREFILL},
     {WITH_APPEND, "--with-append", NULL, "a step appends the tokens of its queries first",
      COMMAND_DECODE},
-    {IN_CACHE, "--in-cache", NULL, "one layer over and over: data in the CPU's caches",
+    {IN_CACHE, "--in-cache", NULL, "one sequence over and over: data in the CPU's caches",
      COMMAND_DECODE},
     {HOST, "--host-threads", NULL, "drive kivi_work_* from the bench's own threads",
      CACHES | COMMAND_ALL},

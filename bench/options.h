@@ -50,7 +50,7 @@ struct scenario {
     uint32_t queries; /* of one decode step */
     uint32_t tokens;  /* of one append or prefill call */
     int appends;      /* a decode step appends its tokens before it attends */
-    int in_cache;     /* one layer over and over, so that its data stays in the CPU's caches */
+    int in_cache;     /* one sequence over and over, so that its data stays in the CPU's caches */
 };
 
 /* Settings of the run as a whole. */

@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define PREFILL_LAYERS 4u /* bound by arithmetic: a few layers are enough */
+#define PREFILL_SEQUENCES 4u /* bound by arithmetic: a few are enough */
 
-/* One contender: calls of `tokens` tokens, until a layer holds `context` of them. */
+/* One contender: calls of `tokens` tokens, until a sequence holds `context` of them. */
 struct call {
     struct subject *subject;
     uint64_t tokens, context;
@@ -30,15 +30,14 @@ static double call_burst(void *context, uint64_t units)
     }
     start = machine_now();
     for (i = 0; i < units; i++) {
-        if (c->subject->length + c->tokens > c->context) {
+        if (c->subject->lengths[c->subject->next] + c->tokens > c->context) {
             seconds += machine_now() - start;
-            if (!subject_restart(c->subject))
+            if (!subject_truncate(c->subject, 0))
                 return -1;
             start = machine_now();
         }
         if (!subject_run(c->subject, &item, &c->attention))
             return -1;
-        subject_advance(c->subject, item.n_new);
     }
     return (seconds + machine_now() - start) / (double)units;
 }
@@ -70,7 +69,7 @@ static void add_call(struct prompt *p, struct subject *subject, kivi_precision p
     call->attention.precision = precision;
     type_name(subject->type, row->cache, sizeof row->cache);
     row->precision = !choice ? "" : precision == KIVI_STANDARD ? "standard" : "precise";
-    row->footprint = layer_bytes(shape, subject->type, row->context) * subject->n_layers;
+    row->footprint = sequence_bytes(shape, subject->type, row->context) * subject->n_seqs;
     row->bytes = (uint64_t)row->tokens * shape->kv_heads * (shape->k_dim + shape->v_dim) * 2;
     if (p->attends)
         row->operations = (double)row->tokens * (row->tokens + 1.0) * shape->q_heads
@@ -111,20 +110,32 @@ static int run_threads(struct prompt *p, uint32_t context, uint32_t threads)
     return 0;
 }
 
+/* Empties all sequences; with `stagger` leaves a few tokens, differently many. */
+static int empty_subject(struct subject *s, int stagger)
+{
+    uint32_t i;
+
+    for (i = 0; i < s->n_seqs; i++) {
+        s->next = i;
+        if (!subject_truncate(s, 0))
+            return 0;
+    }
+    return subject_fill(s, 0, stagger, 60);
+}
+
 static int run_context(struct prompt *p, const struct chunk *chunk, uint32_t context)
 {
     const struct scenario *s = p->scenario;
-    const uint32_t n_layers = p->attends ? PREFILL_LAYERS : 0;
+    const uint32_t n_seqs = p->attends ? PREFILL_SEQUENCES : 0;
     size_t i;
-    int ok = open_subjects(p->subjects, p->bench, s, &p->shape, chunk, context, n_layers);
+    int ok = open_subjects(p->subjects, p->bench, s, &p->shape, chunk, context, n_seqs);
 
     if (!ok)
         return 0;
     /* Filled once: from then on pages come from the cache's own store, and not from the system. */
-    machine_set_threads(p->bench->threads);
     for (i = 0; i < s->types.n && ok; i++)
-        ok = fill_subject(&p->subjects[i], p->bench, context)
-             && (subject_restart(&p->subjects[i]) || subject_failed(&p->subjects[i]));
+        ok = fill_subject(&p->subjects[i], p->bench, context, 0)
+             && (empty_subject(&p->subjects[i], !p->attends) || subject_failed(&p->subjects[i]));
     for (i = 0; i < s->threads.n && ok; i++)
         ok = run_threads(p, context, s->threads.at[i]);
     close_subjects(p->subjects, s->types.n);

@@ -1,7 +1,7 @@
 #include "subject.h"
 
 #include <stdio.h>
-#include <string.h>
+#include <stdlib.h>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -9,7 +9,8 @@
 
 #include "machine.h"
 
-#define MAX_LAYERS 4096u
+#define MAX_SEQUENCES 4096u
+#define STAGGER 37u /* tokens by which neighbouring sequences differ, modulo the residual length */
 
 void type_name(struct cache_type type, char *name, size_t capacity)
 {
@@ -37,13 +38,18 @@ static uint64_t rows_bytes(kivi_axis axis, uint32_t bits, uint32_t group, uint32
     return kivi_packed_size(&block) * packed / block.n_tokens + (n_tokens - packed) * dim * 2;
 }
 
-uint64_t layer_bytes(const struct shape *s, struct cache_type type, uint64_t n_tokens)
+static uint32_t residual_length(void)
 {
     kivi_config defaults;
-    uint64_t residual;
 
     kivi_config_init(&defaults);
-    residual = defaults.residual_length;
+    return defaults.residual_length;
+}
+
+uint64_t sequence_bytes(const struct shape *s, struct cache_type type, uint64_t n_tokens)
+{
+    const uint64_t residual = residual_length();
+
     return s->kv_heads
            * (rows_bytes(KIVI_PER_CHANNEL, type.k_bits, s->group, s->k_dim,
                          n_tokens - n_tokens % residual, n_tokens)
@@ -51,21 +57,29 @@ uint64_t layer_bytes(const struct shape *s, struct cache_type type, uint64_t n_t
                            n_tokens > residual ? n_tokens - residual : 0, n_tokens));
 }
 
-uint32_t layers_for(const struct shape *s, struct cache_type type, uint64_t n_tokens,
-                    uint64_t footprint)
+uint32_t sequences_for(const struct shape *s, struct cache_type type, uint64_t n_tokens,
+                       uint64_t footprint)
 {
-    const uint64_t bytes = layer_bytes(s, type, n_tokens);
+    const uint64_t bytes = sequence_bytes(s, type, n_tokens);
     const uint64_t n = (footprint + bytes - 1) / bytes;
 
-    return n < 1 ? 1 : n > MAX_LAYERS ? MAX_LAYERS : (uint32_t)n;
+    return n < 1 ? 1 : n > MAX_SEQUENCES ? MAX_SEQUENCES : (uint32_t)n;
+}
+
+static int out_of_memory(struct subject *s)
+{
+    s->error.status = KIVI_ERROR_MEMORY;
+    snprintf(s->error.message, sizeof s->error.message, "no memory for %u sequences", s->n_seqs);
+    return 0;
 }
 
 int subject_open(struct subject *s)
 {
     kivi_config config;
+    uint32_t i;
 
     kivi_config_init(&config);
-    config.n_layers = s->n_layers;
+    config.n_layers = 1;
     config.n_q_heads = s->shape.q_heads;
     config.n_kv_heads = s->shape.kv_heads;
     config.k_dim = s->shape.k_dim;
@@ -73,26 +87,36 @@ int subject_open(struct subject *s)
     config.k_bits = s->type.k_bits;
     config.v_bits = s->type.v_bits;
     config.group_size = s->shape.group;
-    config.max_sequences = 1;
+    config.max_sequences = s->n_seqs;
     config.backend = s->backend;
-    s->layer = 0;
-    s->length = 0;
-    return kivi_cache_create(&config, &s->cache, &s->error) == KIVI_OK
-           && kivi_seq_create(s->cache, &s->seq, &s->error) == KIVI_OK;
+    s->next = 0;
+    s->seqs = calloc(s->n_seqs, sizeof *s->seqs);
+    s->lengths = calloc(s->n_seqs, sizeof *s->lengths);
+    if (!s->seqs || !s->lengths)
+        return out_of_memory(s);
+    if (kivi_cache_create(&config, &s->cache, &s->error) != KIVI_OK)
+        return 0;
+    for (i = 0; i < s->n_seqs; i++) {
+        if (kivi_seq_create(s->cache, &s->seqs[i], &s->error) != KIVI_OK)
+            return 0;
+    }
+    return 1;
 }
 
 void subject_close(struct subject *s)
 {
     kivi_cache_destroy(s->cache);
+    free(s->seqs);
+    free(s->lengths);
     s->cache = NULL;
+    s->seqs = NULL;
+    s->lengths = NULL;
 }
 
-int subject_restart(struct subject *s)
+int subject_truncate(struct subject *s, uint64_t n_tokens)
 {
-    s->layer = 0;
-    s->length = 0;
-    return kivi_seq_destroy(s->cache, s->seq, &s->error) == KIVI_OK
-           && kivi_seq_create(s->cache, &s->seq, &s->error) == KIVI_OK;
+    s->lengths[s->next] = n_tokens;
+    return kivi_seq_truncate(s->cache, s->seqs[s->next], n_tokens, &s->error) == KIVI_OK;
 }
 
 void subject_input(const struct subject *s, kivi_item *item, uint64_t n)
@@ -109,7 +133,7 @@ static kivi_status run_on_own_threads(struct subject *s, const kivi_item *item,
     const uint32_t n_parts = machine_threads();
     kivi_work *work;
     kivi_status status =
-        kivi_work_begin(s->cache, s->layer, item, 1, attention, n_parts, &work, &s->error);
+        kivi_work_begin(s->cache, 0, item, 1, attention, n_parts, &work, &s->error);
     uint32_t n_phases;
 
     if (status != KIVI_OK)
@@ -137,38 +161,38 @@ static kivi_status run_on_own_threads(struct subject *s, const kivi_item *item,
 
 int subject_run(struct subject *s, kivi_item *item, const kivi_attention *attention)
 {
-    item->seq = s->seq;
+    kivi_status status;
+
+    item->seq = s->seqs[s->next];
     if (s->host_threads)
-        return run_on_own_threads(s, item, attention) == KIVI_OK;
-    return kivi_run(s->cache, s->layer, item, 1, attention, &s->error) == KIVI_OK;
+        status = run_on_own_threads(s, item, attention);
+    else
+        status = kivi_run(s->cache, 0, item, 1, attention, &s->error);
+    s->lengths[s->next] += item->n_new;
+    s->next = s->next + 1 < s->n_seqs ? s->next + 1 : 0;
+    return status == KIVI_OK;
 }
 
-void subject_advance(struct subject *s, uint64_t n_new)
-{
-    if (++s->layer == s->n_layers) {
-        s->layer = 0;
-        s->length += n_new;
-    }
-}
-
-int subject_fill(struct subject *s, uint64_t n_tokens, double seconds)
+int subject_fill(struct subject *s, uint64_t n_tokens, int stagger, double seconds)
 {
     const double start = machine_now();
-    uint64_t n, at;
+    uint32_t i;
 
-    for (s->layer = 0; s->layer < s->n_layers; s->layer++) {
-        for (at = 0; at < n_tokens; at += n) {
+    for (i = 0; i < s->n_seqs; i++) {
+        const uint64_t wanted = n_tokens + (stagger ? i * STAGGER % residual_length() : 0);
+
+        while (s->lengths[i] < wanted) {
+            const uint64_t left = wanted - s->lengths[i];
             kivi_item item = {.q_position = KIVI_NEWEST};
 
-            n = n_tokens - at < s->chunk->tokens ? n_tokens - at : s->chunk->tokens;
-            subject_input(s, &item, n);
+            s->next = i;
+            subject_input(s, &item, left < s->chunk->tokens ? left : s->chunk->tokens);
             if (!subject_run(s, &item, NULL))
                 return 0;
         }
         if (machine_now() - start > seconds)
-            s->n_layers = s->layer + 1;
+            s->n_seqs = i + 1;
     }
-    s->layer = 0;
-    s->length = n_tokens;
+    s->next = 0;
     return 1;
 }

@@ -215,7 +215,7 @@ static void draw_axes(FILE *f, const struct panel *p)
     draw_text(f, p->x + p->w / 2, p->y + p->h + 34, "middle", 12, "#333",
               "context, tokens (logarithmic)");
     fprintf(f, "<g transform=\"translate(%.1f %.1f) rotate(-90)\">", p->x - 44, p->y + p->h / 2);
-    draw_text(f, 0, 0, "middle", 12, "#333", "tokens of context a microsecond");
+    draw_text(f, 0, 0, "middle", 12, "#333", "context tokens per microsecond");
     fputs("</g>\n", f);
 }
 

@@ -77,7 +77,7 @@ int subject_failed(const struct subject *s)
 
 int open_subjects(struct subject *subjects, const struct bench *b, const struct scenario *s,
                   const struct shape *shape, const struct chunk *chunk, uint64_t context,
-                  uint32_t n_layers)
+                  uint32_t n_seqs)
 {
     size_t i;
 
@@ -90,8 +90,8 @@ int open_subjects(struct subject *subjects, const struct bench *b, const struct 
         subject->backend = b->backend;
         subject->chunk = chunk;
         subject->host_threads = b->settings->host_threads;
-        subject->n_layers =
-            n_layers ? n_layers : layers_for(shape, subject->type, context, b->footprint);
+        subject->n_seqs =
+            n_seqs ? n_seqs : sequences_for(shape, subject->type, context, b->footprint);
         if (!subject_open(subject)) {
             subject_failed(subject);
             close_subjects(subjects, s->types.n);
@@ -101,19 +101,19 @@ int open_subjects(struct subject *subjects, const struct bench *b, const struct 
     return 1;
 }
 
-int fill_subject(struct subject *s, struct bench *b, uint64_t n_tokens)
+int fill_subject(struct subject *s, struct bench *b, uint64_t n_tokens, int stagger)
 {
-    const uint32_t wanted = s->n_layers;
+    const uint32_t wanted = s->n_seqs;
     char name[12], text[96];
 
     machine_set_threads(b->threads);
-    if (!subject_fill(s, n_tokens, FILL_SECONDS))
+    if (!subject_fill(s, n_tokens, stagger, FILL_SECONDS))
         return subject_failed(s);
-    if (s->n_layers < wanted) {
+    if (s->n_seqs < wanted) {
         type_name(s->type, name, sizeof name);
         snprintf(
             text, sizeof text, "cache %s: filled slowly, so only %llu MB of data are rotated", name,
-            (unsigned long long)(layer_bytes(&s->shape, s->type, n_tokens) * s->n_layers >> 20));
+            (unsigned long long)(sequence_bytes(&s->shape, s->type, n_tokens) * s->n_seqs >> 20));
         report_note(&b->report, text);
     }
     return 1;
