@@ -5,16 +5,19 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#if defined(__GNUC__)
+#define LM_LIKE_PRINTF __attribute__((format(printf, 2, 3)))
+#else
+#define LM_LIKE_PRINTF
+#endif
+
 struct lm_error {
     char text[320];
 };
 
 /* Writes the line and returns -1. Text that comes from a file may hold anything: bytes that do
  * not print become '?', so that it stays one line. */
-#if defined(__GNUC__)
-__attribute__((format(printf, 2, 3)))
-#endif
-static inline int lm_fail(struct lm_error *error, const char *format, ...)
+static inline int LM_LIKE_PRINTF lm_fail(struct lm_error *error, const char *format, ...)
 {
     va_list arguments;
 

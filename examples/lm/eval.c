@@ -23,13 +23,13 @@ struct batch {
     const uint8_t **windows; /* where each begins */
     uint8_t *tokens;         /* [rows] */
     uint32_t *positions;
-    float *logits;   /* [rows][LM_VOCABULARY] */
-    double *log_p;   /* [rows][LM_VOCABULARY] */
+    float *logits; /* [rows][LM_VOCABULARY] */
+    double *log_p; /* [rows][LM_VOCABULARY] */
 };
 
 /* ---------------------------------------------------------------- windows */
 
-/* Where the windows of the text begin; every one has context + 1 bytes, the last only to predict. */
+/* Where the windows of the text begin; each has context + 1 bytes, the last only to predict. */
 static int choose_windows(struct lm_evaluation *e, const struct lm_text *text, uint64_t **offsets,
                           struct lm_error *error)
 {
@@ -149,8 +149,8 @@ static int create_batch(struct batch *b, const struct lm_evaluation *e, size_t n
     if (!b->windows || !b->tokens || !b->positions || !b->logits || !b->log_p)
         return lm_fail(error, "out of memory for %zu streams", rows);
     for (size_t t = 0; t < o->n_types; t++) {
-        if (lm_store_create(e->model, &o->types[t], &o->cache, n_windows, e->context,
-                            &b->stores[t], error))
+        if (lm_store_create(e->model, &o->types[t], &o->cache, n_windows, e->context, &b->stores[t],
+                            error))
             return -1;
     }
     return lm_forward_create(e->model, rows, e->context, &b->forward, error);
@@ -164,8 +164,8 @@ static int attend_batch(void *context, uint32_t layer, const struct lm_heads *he
 
     for (size_t t = 0; t < b->evaluation->options->n_types; t++) {
         const size_t row = t * b->n_windows;
-        const struct lm_heads part = {heads->q + row * heads->stride, heads->k + row * heads->stride,
-                                      heads->v + row * heads->stride, heads->stride,
+        const size_t at = row * heads->stride;
+        const struct lm_heads part = {heads->q + at, heads->k + at, heads->v + at, heads->stride,
                                       heads->out + row * m->n_heads * m->v_dim};
 
         if (lm_store_attend(b->stores[t], layer, &part, 1, error))
@@ -223,8 +223,7 @@ static int run(struct lm_evaluation *e, const struct lm_text *text, const uint64
     return result;
 }
 
-int lm_eval(const struct lm_model *model, const struct lm_options *options,
-            struct lm_error *error)
+int lm_eval(const struct lm_model *model, const struct lm_options *options, struct lm_error *error)
 {
     const double start = lm_seconds();
     struct lm_evaluation e = {.options = options, .model = model};

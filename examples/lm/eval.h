@@ -25,7 +25,6 @@ struct lm_evaluation {
 };
 
 /* Runs it and prints the result. */
-int lm_eval(const struct lm_model *model, const struct lm_options *options,
-            struct lm_error *error);
+int lm_eval(const struct lm_model *model, const struct lm_options *options, struct lm_error *error);
 
 #endif

@@ -78,8 +78,8 @@ static int write_text(struct stream *stream, struct buffers *b, const struct lm_
                            b->logits, error))
             return -1;
         length += stream->n;
-        b->tokens[0] = choose(b->logits + (stream->n - 1) * LM_VOCABULARY, options->temperature,
-                              &state);
+        b->tokens[0] =
+            choose(b->logits + (stream->n - 1) * LM_VOCABULARY, options->temperature, &state);
         b->positions[0] = (uint32_t)length;
         stream->n = 1;
         if (putchar(b->tokens[0]) == EOF || fflush(stdout))
@@ -98,10 +98,11 @@ static int report(const struct lm_store *store, const struct lm_options *options
     if (lm_store_usage(store, &usage, error))
         return -1;
     bytes = usage.code_bytes + usage.scale_bytes + usage.window_bytes;
-    fprintf(stderr, "%zu bytes in %.2f s; the %s cache of %llu tokens takes %llu bytes, f16 would "
-            "take %llu\n", n_bytes, seconds, options->types[0].name,
-            (unsigned long long)usage.tokens, (unsigned long long)bytes,
-            (unsigned long long)usage.f16_bytes);
+    fprintf(stderr,
+            "%zu bytes in %.2f s; the %s cache of %llu tokens takes %llu bytes, f16 would "
+            "take %llu\n",
+            n_bytes, seconds, options->types[0].name, (unsigned long long)usage.tokens,
+            (unsigned long long)bytes, (unsigned long long)usage.f16_bytes);
     return 0;
 }
 

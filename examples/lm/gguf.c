@@ -287,8 +287,7 @@ static uint64_t tensor_bytes(const struct gguf_tensor *tensor)
     return 0;
 }
 
-static int take_dims(struct cursor *c, struct gguf_tensor *tensor, int name,
-                     struct lm_error *error)
+static int take_dims(struct cursor *c, struct gguf_tensor *tensor, int name, struct lm_error *error)
 {
     uint64_t n_dims;
 
@@ -312,8 +311,8 @@ static int take_dims(struct cursor *c, struct gguf_tensor *tensor, int name,
 }
 
 /* Reads a tensor's description; *offset is where its data lie in the data section. */
-static int take_tensor(struct cursor *c, size_t index, struct gguf_tensor *tensor,
-                       uint64_t *offset, struct lm_error *error)
+static int take_tensor(struct cursor *c, size_t index, struct gguf_tensor *tensor, uint64_t *offset,
+                       struct lm_error *error)
 {
     uint64_t type;
     int name;
@@ -326,8 +325,10 @@ static int take_tensor(struct cursor *c, size_t index, struct gguf_tensor *tenso
     if (take_uint(c, 4, &type) || take_uint(c, 8, offset))
         return lm_fail(error, "truncated in the tensor '%.*s'", name, tensor->name.text);
     if (type != GGUF_F32 && type != GGUF_F16 && type != GGUF_Q8_0)
-        return lm_fail(error, "the tensor '%.*s' has type %u; F32 (0), F16 (1) and Q8_0 (8) are "
-                       "supported", name, tensor->name.text, (unsigned)type);
+        return lm_fail(error,
+                       "the tensor '%.*s' has type %u; F32 (0), F16 (1) and Q8_0 (8) are "
+                       "supported",
+                       name, tensor->name.text, (unsigned)type);
     tensor->type = (enum gguf_type)type;
     if (type == GGUF_Q8_0 && tensor->dims[0] % Q8_0_ELEMENTS)
         return lm_fail(error, "the rows of the Q8_0 tensor '%.*s' are not whole blocks", name,

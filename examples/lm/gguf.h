@@ -53,8 +53,7 @@ int gguf_has(const struct gguf *file, const char *key);
 /* The value of a key of an integer type (not negative), a float type, a string. */
 int gguf_get_uint(const struct gguf *file, const char *key, uint64_t *value,
                   struct lm_error *error);
-int gguf_get_float(const struct gguf *file, const char *key, double *value,
-                   struct lm_error *error);
+int gguf_get_float(const struct gguf *file, const char *key, double *value, struct lm_error *error);
 int gguf_get_string(const struct gguf *file, const char *key, struct gguf_string *value,
                     struct lm_error *error);
 

@@ -60,9 +60,10 @@ static int check_tokenizer(const struct gguf *file, struct lm_error *error)
         && gguf_get_count(file, "tokenizer.ggml.merges", &merges, error))
         return -1;
     if (tokens != LM_VOCABULARY || merges != 0)
-        return lm_fail(error, "%llu tokens and %llu merges; only the byte-level vocabulary of 256 "
-                       "tokens without merges is supported", (unsigned long long)tokens,
-                       (unsigned long long)merges);
+        return lm_fail(error,
+                       "%llu tokens and %llu merges; only the byte-level vocabulary of 256 "
+                       "tokens without merges is supported",
+                       (unsigned long long)tokens, (unsigned long long)merges);
     return 0;
 }
 
@@ -99,8 +100,7 @@ static int read_head_dims(struct lm_model *m, const struct gguf *file, struct lm
         return lm_fail(error, "head dimensions %u and %u, %u of them rotated, make no sense",
                        m->k_dim, m->v_dim, m->n_rot);
     if (m->n_heads % m->n_kv_heads)
-        return lm_fail(error, "%u query heads cannot share %u kv heads", m->n_heads,
-                       m->n_kv_heads);
+        return lm_fail(error, "%u query heads cannot share %u kv heads", m->n_heads, m->n_kv_heads);
     return 0;
 }
 
@@ -109,8 +109,8 @@ static int read_keys(struct lm_model *m, const struct gguf *file, struct lm_erro
     struct gguf_string name = {"a model without a name", 22};
     double epsilon, base = 10000.0;
 
-    if (require_text(file, "general.architecture", "llama", error)
-        || check_tokenizer(file, error) || check_variants(file, error)
+    if (require_text(file, "general.architecture", "llama", error) || check_tokenizer(file, error)
+        || check_variants(file, error)
         || get_size(file, "llama.block_count", MAX_LAYERS, &m->n_layers, error)
         || get_size(file, "llama.embedding_length", MAX_DIM, &m->dim, error)
         || get_size(file, "llama.feed_forward_length", MAX_DIM, &m->n_ffn, error)
@@ -256,8 +256,10 @@ static int read_weights(struct lm_model *m, const struct gguf *file, struct lm_e
             return -1;
     }
     if (loader.count != gguf_tensor_count(file))
-        return lm_fail(error, "%zu tensors, of which this architecture has %zu: what the others "
-                       "would do is not supported", gguf_tensor_count(file), loader.count);
+        return lm_fail(error,
+                       "%zu tensors, of which this architecture has %zu: what the others "
+                       "would do is not supported",
+                       gguf_tensor_count(file), loader.count);
     for (size_t i = 0; i < m->n_weights; i++) {
         if (!isfinite(m->weights[i]))
             return lm_fail(error, "a weight is not finite");

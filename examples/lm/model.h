@@ -18,7 +18,7 @@ struct lm_matrix {
 
 struct lm_layer {
     const float *attention_norm, *ffn_norm; /* [dim] */
-    struct lm_matrix qkv;                   /* all query heads, then all key heads, then all value heads */
+    struct lm_matrix qkv;                   /* query heads, then key heads, then value heads */
     struct lm_matrix attention_out;
     struct lm_matrix gate_up; /* n_ffn rows of the gate, then n_ffn of the other half */
     struct lm_matrix ffn_down;

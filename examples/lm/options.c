@@ -4,51 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-const char lm_help[] =
-    "usage: kivi-lm eval --model M --text T [options]\n"
-    "       kivi-lm generate --model M --prompt \"...\" [options]\n"
-    "\n"
-    "A byte-level Llama model (GGUF version 3: F32, F16, Q8_0) on a KIVI cache.\n"
-    "\n"
-    "eval: how well the model predicts the text, byte by byte through the cache, with several\n"
-    "types of cache side by side.\n"
-    "  --text T          the text\n"
-    "  --cache A,B,...   types of cache; f16, against which the others are held, is always there.\n"
-    "                    f16: not quantized.  kivi2, kivi4, kivi8: keys and values in so many bits.\n"
-    "                    k4v2: keys in 4 bits, values in 2 (2, 4, 8 and 16 in any combination).\n"
-    "                    k2t, k4tv2: the keys in groups of one token's channels, not of one\n"
-    "                    channel's tokens.  Default: f16,kivi4,kivi2,k2t\n"
-    "  --ctx N           bytes of a window; default 2048, or the whole text if it is shorter\n"
-    "  --stride S        bytes from one window to the next; default: as --ctx\n"
-    "  --offsets A,B,..  where the windows begin, instead of --stride\n"
-    "  --windows N       the first N windows only; default: all that fit in the text\n"
-    "  --json            the results as JSON\n"
-    "\n"
-    "generate: writes what the model makes of the prompt.\n"
-    "  --prompt P        the text to go on from\n"
-    "  --cache A         type of cache; default kivi2\n"
-    "  --n N             bytes to write; default 400, at most what the model's context has room for\n"
-    "  --temp T          temperature; 0 takes the likeliest byte; default 0.8\n"
-    "  --seed S          of the random choice; default 1\n"
-    "\n"
-    "both:\n"
-    "  --model M         the model\n"
-    "  --group G         tokens or channels that share a scale: 32 (default), 64, 128\n"
-    "  --residual R      newest tokens in full precision; default 128, a multiple of the group\n"
-    "  --sink N          first tokens that stay in full precision; default 0\n"
-    "  --precise         attention to 1e-5 instead of within 5% of the quantization's error\n"
-    "  --backend B       the library's backend: scalar, avx2, avx512-vnni, ...; default: the best\n"
-    "  --threads N       default: OpenMP's choice\n"
-    "  --help, --version\n"
-    "\n"
-    "The table of eval: bits/byte is the mean of -log2 p(next byte) over all positions of all\n"
-    "windows, and change is its difference to f16. KL is the mean divergence, in nats, of the\n"
-    "prediction from that with f16. bytes/token counts codes, scales and full-precision windows at\n"
-    "the end of a window of the text (kivi_seq_stats); compression is what f16 rows without anything\n"
-    "else would take, divided by that. tokens/s is all tokens of the run divided by the time spent\n"
-    "in this cache, appending and attending, without the rest of the model. Types with a t attend\n"
-    "in plain C over rows that were packed and unpacked: their speed says nothing of the library.\n";
-
 enum kind { TEXT, COUNT, NUMBER, SEED, FLAG, CACHES, OFFSETS };
 
 /* Where an option goes, and what may have it: bits of 1 << command. */
@@ -191,8 +146,7 @@ static int parse_option(struct lm_options *options, const struct option *table, 
     return store_value(options, option, value, error);
 }
 
-static int parse_command(int argc, char **argv, struct lm_options *options,
-                         struct lm_error *error)
+static int parse_command(int argc, char **argv, struct lm_options *options, struct lm_error *error)
 {
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {

@@ -16,10 +16,10 @@ struct lm_per_token {
     uint32_t k_bits, v_bits;
     size_t n_sequences;
     uint32_t max_tokens;
-    uint32_t *lengths;  /* [n_layers] */
-    float *rows;        /* all heads: [layer][sequence][kv head] of keys, then values */
-    float *scores;      /* [sequence][kv head][max_tokens] */
-    char *packed;       /* [sequence][kv head][packed_bytes] */
+    uint32_t *lengths; /* [n_layers] */
+    float *rows;       /* all heads: [layer][sequence][kv head] of keys, then values */
+    float *scores;     /* [sequence][kv head][max_tokens] */
+    char *packed;      /* [sequence][kv head][packed_bytes] */
     size_t packed_bytes;
 };
 
@@ -64,9 +64,11 @@ int lm_per_token_create(const struct lm_model *model, const struct lm_cache_type
     v_bytes = kivi_packed_size(&values);
     if (k_bytes == 0 || v_bytes == 0) {
         lm_per_token_destroy(c);
-        return lm_fail(error, "%s: groups of %u, windows of %u and heads of %u and %u cannot be "
-                       "packed", type->name, options->group_size, options->residual_length,
-                       model->k_dim, model->v_dim);
+        return lm_fail(error,
+                       "%s: groups of %u, windows of %u and heads of %u and %u cannot be "
+                       "packed",
+                       type->name, options->group_size, options->residual_length, model->k_dim,
+                       model->v_dim);
     }
     c->packed_bytes = (size_t)(k_bytes > v_bytes ? k_bytes : v_bytes);
     c->lengths = calloc(model->n_layers, sizeof *c->lengths);
@@ -122,8 +124,8 @@ static kivi_status flush(const struct lm_per_token *c, struct head head, uint32_
     kivi_status status = KIVI_OK;
 
     if (n % residual == 0)
-        status = requantize(c, c->k_bits, c->model->k_dim, head.keys, n - residual, n, packed,
-                            error);
+        status =
+            requantize(c, c->k_bits, c->model->k_dim, head.keys, n - residual, n, packed, error);
     if (!status && n > residual)
         status = requantize(c, c->v_bits, c->model->v_dim, head.values, n - residual - 1,
                             n - residual, packed, error);

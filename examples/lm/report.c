@@ -32,8 +32,7 @@ void lm_progress_show(struct lm_progress *progress, uint64_t done, uint64_t all)
     for (int i = 0; i < BAR; i++)
         bar[i] = i < (int)(part * BAR) ? '#' : '.';
     bar[BAR] = '\0';
-    fprintf(stderr, "\r[%s] %3.0f%%, %.0f s left ", bar, 100 * part,
-            elapsed / part - elapsed);
+    fprintf(stderr, "\r[%s] %3.0f%%, %.0f s left ", bar, 100 * part, elapsed / part - elapsed);
 }
 
 void lm_progress_end(struct lm_progress *progress)
@@ -99,7 +98,8 @@ void lm_print_table(const struct lm_evaluation *e)
         footnote = footnote || per_token;
     }
     if (footnote)
-        printf("* keys quantized per token; attention is plain C in this program, not the library\n");
+        printf(
+            "* keys quantized per token; attention is plain C in this program, not the library\n");
     printf("\n%llu positions for each type, in %.1f s\n", (unsigned long long)e->positions,
            e->seconds);
 }
@@ -148,16 +148,16 @@ void lm_print_json(const struct lm_evaluation *e)
         const struct lm_result *r = &e->results[i];
 
         printf("%s\n    {\"cache\": \"%s\", \"bits_per_byte\": %.6f, \"change\": %.6f, "
-               "\"kl\": %.8f,\n", i ? "," : "", e->options->types[i].name, r->bits_per_byte,
+               "\"kl\": %.8f,\n",
+               i ? "," : "", e->options->types[i].name, r->bits_per_byte,
                r->bits_per_byte - e->results[0].bits_per_byte, r->kl);
         printf("     \"bytes_per_token\": %.3f, \"compression\": %.4f, \"tokens_per_second\": "
-               "%.1f,\n", bytes_per_token(&r->usage), compression(&r->usage),
-               tokens_per_second(e, i));
+               "%.1f,\n",
+               bytes_per_token(&r->usage), compression(&r->usage), tokens_per_second(e, i));
         printf("     \"tokens_held\": %llu, \"code_bytes\": %llu, \"scale_bytes\": %llu, "
                "\"window_bytes\": %llu, \"f16_bytes\": %llu}",
                (unsigned long long)r->usage.tokens, (unsigned long long)r->usage.code_bytes,
-               (unsigned long long)r->usage.scale_bytes,
-               (unsigned long long)r->usage.window_bytes,
+               (unsigned long long)r->usage.scale_bytes, (unsigned long long)r->usage.window_bytes,
                (unsigned long long)r->usage.f16_bytes);
     }
     printf("\n  ]\n}\n");

@@ -66,10 +66,11 @@ int lm_cache_type_parse(const char *text, size_t size, struct lm_cache_type *typ
     } else {
         known = eat(&rest, "f16");
     }
-    if (!known || rest != t.name + size
-        || (t.keys_per_token && (t.k_bits == 16 || t.v_bits == 16)))
-        return lm_fail(error, "unknown cache type '%.*s': f16, kivi2, kivi4, kivi8, k4v2 and the "
-                       "like, k2t, k4tv2", size > 60 ? 60 : (int)size, text);
+    if (!known || rest != t.name + size || (t.keys_per_token && (t.k_bits == 16 || t.v_bits == 16)))
+        return lm_fail(error,
+                       "unknown cache type '%.*s': f16, kivi2, kivi4, kivi8, k4v2 and the "
+                       "like, k2t, k4tv2",
+                       size > 60 ? 60 : (int)size, text);
     *type = t;
     return 0;
 }
@@ -111,8 +112,8 @@ static int create_cache(struct lm_store *store, const struct lm_cache_type *type
 }
 
 int lm_store_create(const struct lm_model *model, const struct lm_cache_type *type,
-                    const struct lm_cache_options *options, size_t n_sequences,
-                    uint32_t max_tokens, struct lm_store **store, struct lm_error *error)
+                    const struct lm_cache_options *options, size_t n_sequences, uint32_t max_tokens,
+                    struct lm_store **store, struct lm_error *error)
 {
     struct lm_store *s = calloc(1, sizeof *s);
     int result;
@@ -149,8 +150,8 @@ void lm_store_destroy(struct lm_store *store)
 
 /* -------------------------------------------------------------- the work */
 
-static int run_cache(struct lm_store *store, uint32_t layer, const struct lm_heads *heads,
-                     size_t n, struct lm_error *error)
+static int run_cache(struct lm_store *store, uint32_t layer, const struct lm_heads *heads, size_t n,
+                     struct lm_error *error)
 {
     const struct lm_model *m = store->model;
     const ptrdiff_t stride = (ptrdiff_t)heads->stride;
@@ -168,8 +169,7 @@ static int run_cache(struct lm_store *store, uint32_t layer, const struct lm_hea
         item->out = (kivi_out){heads->out + row * m->n_heads * m->v_dim, KIVI_F32, 0, 0};
         item->q_position = KIVI_NEWEST;
     }
-    if (kivi_run(store->cache, layer, store->items, store->n_sequences, &store->attention,
-                 &detail))
+    if (kivi_run(store->cache, layer, store->items, store->n_sequences, &store->attention, &detail))
         return lm_fail(error, "layer %u: %s", layer, detail.message);
     return 0;
 }
@@ -178,9 +178,8 @@ int lm_store_attend(struct lm_store *store, uint32_t layer, const struct lm_head
                     struct lm_error *error)
 {
     const double start = lm_seconds();
-    const int result = store->cache
-                           ? run_cache(store, layer, heads, n, error)
-                           : lm_per_token_attend(store->per_token, layer, heads, error);
+    const int result = store->cache ? run_cache(store, layer, heads, n, error)
+                                    : lm_per_token_attend(store->per_token, layer, heads, error);
 
     store->seconds += lm_seconds() - start;
     return result;

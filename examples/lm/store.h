@@ -19,7 +19,7 @@ int lm_cache_type_parse(const char *text, size_t size, struct lm_cache_type *typ
 /* What all types of a run share. */
 struct lm_cache_options {
     uint32_t group_size, residual_length, n_sink;
-    uint32_t n_threads;  /* 0: OpenMP's choice */
+    uint32_t n_threads; /* 0: OpenMP's choice */
     kivi_precision precision;
     const char *backend; /* NULL: the library's choice */
 };
@@ -35,8 +35,8 @@ struct lm_usage {
 struct lm_store;
 
 int lm_store_create(const struct lm_model *model, const struct lm_cache_type *type,
-                    const struct lm_cache_options *options, size_t n_sequences,
-                    uint32_t max_tokens, struct lm_store **store, struct lm_error *error);
+                    const struct lm_cache_options *options, size_t n_sequences, uint32_t max_tokens,
+                    struct lm_store **store, struct lm_error *error);
 
 /* NULL is ignored. */
 void lm_store_destroy(struct lm_store *store);
@@ -51,8 +51,8 @@ int lm_store_usage(const struct lm_store *store, struct lm_usage *usage, struct 
 /* Wall-clock time spent so far in lm_store_attend. */
 double lm_store_seconds(const struct lm_store *store);
 
-/* The library's version and backend, in words: the first sentence of kivi_describe. "" with keys per
- * token. */
+/* The library's version and backend, in words: the first sentence of kivi_describe. "" with keys
+ * per token. */
 void lm_store_describe(const struct lm_store *store, char *text, size_t capacity);
 
 #endif
