@@ -270,20 +270,23 @@ KIVI_API kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs,
 KIVI_API kivi_status kivi_seq_truncate(kivi_cache *cache, kivi_seq seq, uint64_t n_tokens,
                                        kivi_error *error);
 
-/* Rotary embedding of the keys, for kivi_seq_drop. */
+/* Rotary embedding of the keys, for kivi_seq_drop. Zero-initialize, then set what is needed. */
 typedef struct kivi_rope {
     size_t size;              /* sizeof(kivi_rope) */
     uint32_t n_rot;           /* channels that are rotated, even, at most k_dim */
     uint32_t interleaved;     /* 1: pairs (2i, 2i+1); 0: pairs (i, i + n_rot/2) */
     const float *frequencies; /* n_rot/2 angles per position, in radians */
+    uint32_t turn_first;      /* 0: tokens from `end` on turn back by end - begin. 1: the first `begin`
+                                 tokens turn forward instead, and later ones keep their positions */
 } kivi_rope;
 
 /*
  * Drops tokens [begin, end) of every layer; later tokens move down by end - begin (StreamingLLM:
  * keep the sinks and a recent window). begin and end are multiples of group_size, begin >= n_sink,
- * end within the packed tokens of every layer. With `rope` the keys that moved are rotated back by end - begin
- * positions: dequantized, rotated, quantized again, with the error stated in docs/numerics.md.
- * NULL: keys stay as they are and positions are the host's business.
+ * end within the packed tokens of every layer. NULL: keys stay as they are and positions are the
+ * host's business. With `rope` the keys on one side of the gap are rotated, which closes it: f16 rows
+ * stay f16, quantized keys are dequantized, rotated and quantized again. docs/sequences.md has the
+ * measured error, which grows with every rotation: `turn_first` with begin == n_sink has next to none.
  */
 KIVI_API kivi_status kivi_seq_drop(kivi_cache *cache, kivi_seq seq, uint64_t begin, uint64_t end,
                                    const kivi_rope *rope, kivi_error *error);

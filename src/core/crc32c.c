@@ -1,7 +1,5 @@
 #include "crc32c.h"
 
-#include <string.h>
-
 #define POLYNOMIAL 0x82f63b78u /* reflected */
 
 static uint32_t next(uint32_t crc)
@@ -37,26 +35,6 @@ static uint32_t add_by_tables(uint32_t crc, const unsigned char *p, size_t n_wor
     return crc;
 }
 
-#if defined(__x86_64__) && defined(__GNUC__)
-/* SSE4.2 has this very checksum. It computes the same bits, so it is no kernel of a table. */
-#define HAS_INSTRUCTION() __builtin_cpu_supports("sse4.2")
-
-__attribute__((target("sse4.2"))) static uint32_t
-add_by_instruction(uint32_t crc, const unsigned char *p, size_t n_words)
-{
-    unsigned long long state = crc, word;
-
-    for (; n_words > 0; n_words--, p += 8) {
-        memcpy(&word, p, 8);
-        state = __builtin_ia32_crc32di(state, word);
-    }
-    return (uint32_t)state;
-}
-#else
-#define HAS_INSTRUCTION() 0
-#define add_by_instruction add_by_tables
-#endif
-
 #define SMALL 512 /* bytes for which filling the tables costs more than it saves */
 
 uint32_t kivi_crc32c(uint32_t crc, const void *data, size_t bytes)
@@ -65,9 +43,7 @@ uint32_t kivi_crc32c(uint32_t crc, const void *data, size_t bytes)
     size_t words = bytes / 8;
 
     crc = ~crc;
-    if (HAS_INSTRUCTION())
-        crc = add_by_instruction(crc, p, words);
-    else if (bytes >= SMALL)
+    if (bytes >= SMALL)
         crc = add_by_tables(crc, p, words);
     else
         words = 0;

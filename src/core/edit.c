@@ -140,16 +140,23 @@ static kivi_status truncate_layer(const struct edit *e, kivi_error *error)
 
 /* ---------------------------------------------------------------- dropping */
 
-/* Turns n rows of keys back by the dropped positions. */
+/* Whether the key of token `t` of the new layer turns. */
+static int turns(const struct edit *e, uint64_t t)
+{
+    return e->rope && (e->rope->turn_first ? t < e->begin : t >= e->begin);
+}
+
+/* Turns n rows of keys by the dropped positions: forward before the gap, back after it. */
 static void rotate(const struct edit *e, float *rows, uint32_t n, uint32_t dim)
 {
     const kivi_rope *rope = e->rope;
     const uint32_t half = rope->n_rot / 2;
-    const double distance = (double)(e->end - e->begin);
+    const double dropped = (double)(e->end - e->begin);
+    const double distance = rope->turn_first ? dropped : -dropped;
     uint32_t i, t;
 
     for (i = 0; i < half; i++) {
-        const double angle = -distance * (double)rope->frequencies[i];
+        const double angle = distance * (double)rope->frequencies[i];
         const float c = (float)cos(angle), s = (float)sin(angle);
         const uint32_t a = rope->interleaved ? 2 * i : i, b = rope->interleaved ? a + 1 : i + half;
 
@@ -163,8 +170,9 @@ static void rotate(const struct edit *e, float *rows, uint32_t n, uint32_t dim)
     }
 }
 
-/* One key block, turned: dequantized, rotated, quantized again. */
-static kivi_status move_rotated(const struct edit *e, void *to, const void *from, kivi_error *error)
+/* One key block, turned: dequantized, rotated, quantized again, without its first `skip` tokens. */
+static kivi_status move_rotated(const struct edit *e, void *to, const void *from, uint32_t skip,
+                                kivi_error *error)
 {
     const struct kivi_layout *l = &layer_geometry(e)->k;
     const kivi_status status = read_block(e, from, l->block_bytes, e->block, error);
@@ -176,7 +184,7 @@ static kivi_status move_rotated(const struct edit *e, void *to, const void *from
     narrow(e->rows, e->numbers, (size_t)l->tokens * l->dim);
     if (l->bits == 16)
         return write_block(e, to, l->block_bytes, e->rows, error);
-    kivi_quantize_k_scalar(l, e->rows, l->dim, 0, e->block);
+    kivi_quantize_k_scalar(l, e->rows, l->dim, skip, e->block);
     return write_block(e, to, l->block_bytes, e->block, error);
 }
 
@@ -199,9 +207,10 @@ static kivi_status fill_page(const struct edit *e, uint32_t index, kivi_error *e
             void *to = kivi_page_keys(l, page, head, t);
             const void *source = kivi_page_keys(l, e->old->pages[from / l->page_tokens], head, from);
 
-            status = e->rope && t >= e->begin
-                         ? move_rotated(e, to, source, error)
-                         : copy_block(e, to, source, l->k.block_bytes, error);
+            const uint64_t sinks = g->n_sink > t ? min_u64(g->n_sink - t, l->k.tokens) : 0;
+
+            status = turns(e, t) ? move_rotated(e, to, source, (uint32_t)sinks, error)
+                                 : copy_block(e, to, source, l->k.block_bytes, error);
         }
         for (t = begin; t < min_u64(end, e->fresh->span.v_packed) && status == KIVI_OK;
              t += l->v.tokens) {
@@ -216,6 +225,23 @@ static kivi_status fill_page(const struct edit *e, uint32_t index, kivi_error *e
     return status;
 }
 
+/* One f16 row of keys, turned. */
+static kivi_status move_row_rotated(const struct edit *e, void *to, const void *from,
+                                    kivi_error *error)
+{
+    const uint32_t dim = e->cache->geometry.k_dim;
+    const kivi_status status = read_block(e, from, dim * 2, e->rows, error);
+    uint32_t c;
+
+    if (status != KIVI_OK)
+        return status;
+    for (c = 0; c < dim; c++)
+        e->numbers[c] = kivi_f32_from_f16(e->rows[c]);
+    rotate(e, e->numbers, 1, dim);
+    narrow(e->rows, e->numbers, dim);
+    return write_block(e, to, dim * 2, e->rows, error);
+}
+
 /* The rows that stay in the rings of one head move to the slots of their new positions. */
 static kivi_status move_rows(const struct edit *e, uint32_t head, kivi_error *error)
 {
@@ -225,23 +251,15 @@ static kivi_status move_rows(const struct edit *e, uint32_t head, kivi_error *er
     kivi_status status = KIVI_OK;
     uint64_t t;
 
+    for (t = 0; t < g->n_sink && turns(e, t) && status == KIVI_OK; t++)
+        status = move_row_rotated(e, kivi_sink_key(g, to, head, t), kivi_sink_key(g, from, head, t),
+                                  error);
     for (t = e->fresh->k_low; t < e->fresh->span.n && status == KIVI_OK; t++) {
         const uint16_t *row = kivi_window_key(g, from, head, t + dropped);
 
-        if (!e->rope) {
-            status = copy_block(e, kivi_window_key(g, to, head, t), row, g->k_dim * 2, error);
-            continue;
-        }
-        status = read_block(e, row, g->k_dim * 2, e->rows, error);
-        if (status == KIVI_OK) {
-            uint32_t c;
-
-            for (c = 0; c < g->k_dim; c++)
-                e->numbers[c] = kivi_f32_from_f16(e->rows[c]);
-            rotate(e, e->numbers, 1, g->k_dim);
-            narrow(e->rows, e->numbers, g->k_dim);
-            status = write_block(e, kivi_window_key(g, to, head, t), g->k_dim * 2, e->rows, error);
-        }
+        status = turns(e, t)
+                     ? move_row_rotated(e, kivi_window_key(g, to, head, t), row, error)
+                     : copy_block(e, kivi_window_key(g, to, head, t), row, g->k_dim * 2, error);
     }
     for (t = e->fresh->v_low; t < e->fresh->span.n && status == KIVI_OK; t++)
         status = copy_block(e, kivi_window_value(g, to, head, t),
@@ -256,9 +274,11 @@ static struct kivi_block *same_page(const struct edit *e, uint32_t index)
     const uint64_t begin = (uint64_t)index * page_tokens, end = begin + page_tokens;
     const uint64_t dropped = e->end - e->begin;
 
+    if (turns(e, begin) || turns(e, end - 1))
+        return NULL;
     if (end <= e->begin)
         return e->old->blocks[index];
-    if (begin >= e->begin && dropped % page_tokens == 0 && !e->rope)
+    if (begin >= e->begin && dropped % page_tokens == 0)
         return e->old->blocks[index + dropped / page_tokens];
     return NULL;
 }
@@ -378,6 +398,9 @@ static kivi_status check_rope(const kivi_cache *cache, const kivi_rope *rope, ki
                          rope->n_rot, cache->geometry.k_dim);
     if (!rope->frequencies)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "rope.frequencies is NULL");
+    if (rope->turn_first > 1)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "rope.turn_first is %u, not 0 or 1",
+                         rope->turn_first);
     for (i = 0; i < rope->n_rot / 2; i++)
         if (!isfinite(rope->frequencies[i]))
             return kivi_fail(error, KIVI_ERROR_ARGUMENT, "rope.frequencies[%u] is not finite", i);

@@ -274,6 +274,12 @@ static int load_queries(struct work *w)
     return 1;
 }
 
+/* A dequantized value may lie a rounding above the largest f16: no infinity comes of it. */
+static uint16_t f16_of_output(float x)
+{
+    return kivi_f16_from_f32(x > KIVI_F16_MAX ? KIVI_F16_MAX : x < -KIVI_F16_MAX ? -KIVI_F16_MAX : x);
+}
+
 /* Normalizes row r of the task and writes it where the caller wants it. */
 static void write_row(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t r,
                       const float *row, float max, float sum)
@@ -307,7 +313,7 @@ static void write_row(const struct kivi_plan *plan, const struct kivi_task *task
         if (io->out.dtype == KIVI_F32)
             ((float *)io->out.data)[at + (ptrdiff_t)c] = row[c] * factor;
         else
-            ((uint16_t *)io->out.data)[at + (ptrdiff_t)c] = kivi_f16_from_f32(row[c] * factor);
+            ((uint16_t *)io->out.data)[at + (ptrdiff_t)c] = f16_of_output(row[c] * factor);
     }
 }
 
