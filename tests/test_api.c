@@ -459,7 +459,7 @@ static const struct mistake rope_mistakes[] = {
 START_TEST(rotary_embedding)
 {
     float frequencies[4] = {1, 0.1f, 0.01f, NAN};
-    const kivi_rope good = {sizeof good, 6, 0, frequencies};
+    const kivi_rope good = {.size = sizeof good, .n_rot = 6, .frequencies = frequencies};
     struct snapshot before = snapshot_take(&fixture, &fixture.seq, 1);
     kivi_rope rope;
     size_t i;

@@ -1,5 +1,5 @@
-/* The GGUF reader of kivi-lm, and the model on top of it, held against damaged files: whatever is in
- * a file, reading it ends in a model or in one line. Run it under ASan to see overruns. */
+/* The GGUF reader of kivi-lm, and the model on top of it, held against damaged files: whatever is
+ * in a file, reading it ends in a model or in one line. Run it under ASan to see overruns. */
 #include <check.h>
 #include <stdlib.h>
 #include <string.h>
@@ -279,7 +279,8 @@ static void check_line(const struct lm_error *error)
         ck_assert_msg(error->text[i] >= ' ' && error->text[i] <= '~', "not one line of text");
 }
 
-/* Reads `size` bytes as a file and as a model, from memory with nothing behind it. 0 if both are fine. */
+/* Reads `size` bytes as a file and as a model, from memory with nothing behind it. 0 if both are
+ * fine. */
 static int read_copy(const unsigned char *data, size_t size, struct lm_error *error)
 {
     unsigned char *copy = malloc(size ? size : 1);
@@ -311,8 +312,7 @@ static void expect(const unsigned char *data, size_t size, const char *message)
     struct lm_error error;
 
     ck_assert_msg(read_copy(data, size, &error) != 0, "read without '%s'", message);
-    ck_assert_msg(strstr(error.text, message) != NULL, "'%s' instead of '%s'", error.text,
-                  message);
+    ck_assert_msg(strstr(error.text, message) != NULL, "'%s' instead of '%s'", error.text, message);
 }
 
 /* ----------------------------------------------------------------- tests */

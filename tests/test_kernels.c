@@ -10,15 +10,12 @@
 #include <string.h>
 
 #include "core/half.h"
-#include "core/registry.h"
-#include "cpu/kernels.h"
-#include "support/accuracy.h"
 #include "support/blocks.h"
 #include "support/guard.h"
 #include "support/numbers.h"
 #include "support/suite.h"
+#include "support/tables.h"
 
-#define MAX_TABLES 16
 #define MAX_DIM 512u
 #define LENGTH(array) (sizeof(array) / sizeof(array)[0])
 
@@ -29,45 +26,13 @@
             ck_abort_msg(__VA_ARGS__);                                                             \
     } while (0)
 
-/* The largest share of its bound that an operation of a table took. */
-struct margin {
-    double standard, precise;
-};
-
-static const struct kivi_kernels *tables[MAX_TABLES];
-static struct margin k_margins[MAX_TABLES], v_margins[MAX_TABLES];
-static int n_tables;
-
 static const uint32_t all_bits[] = {2, 4, 8};
 static const uint32_t all_groups[] = {32, 64, 128};
 static const uint32_t all_rows[] = {1, 2, 3, 4, 5, 8, 16, 33};
 static const uint32_t all_blocks[] = {1, 2, 3, 5};
 
-/* Absolute errors below this are invisible: scores are exponents, weights are at most 1. */
-#define INVISIBLE 1e-30
-
-static void find_tables(void)
-{
-    size_t i;
-
-    printf("tables that run here:");
-    for (i = 0; i < kivi_n_cpu_backends && n_tables < MAX_TABLES; i++) {
-        const struct kivi_kernels *table = kivi_cpu_backends[i]->kernels;
-
-        if ((kivi_cpu_features() & table->required) == table->required) {
-            tables[n_tables++] = table;
-            printf(" %s", table->name);
-        }
-    }
-    printf("\n");
-    for (i = 0; i < kivi_n_cpu_backends; i++) {
-        const struct kivi_kernels *table = kivi_cpu_backends[i]->kernels;
-
-        if ((kivi_cpu_features() & table->required) != table->required)
-            printf("skipped: %s: this machine lacks it\n", table->name);
-    }
-    fflush(stdout);
-}
+/* What the operations took of their bounds, by table. */
+static struct margin k_margins[MAX_TABLES], v_margins[MAX_TABLES];
 
 static void print_margins(void)
 {
@@ -278,74 +243,6 @@ END_TEST
 
 /* ----------------------------------------------------- attention over codes */
 
-/* What a row of results must be, and what it may be off by. */
-struct expected {
-    double *value, *original;
-    double floor;
-};
-
-/* What f32 arithmetic is granted: roundings of the sum of magnitudes. */
-#define F32_ROUNDINGS (8 * 0x1p-24)
-
-static double *new_doubles(size_t n)
-{
-    double *x = calloc(n, sizeof *x);
-
-    ck_assert_ptr_nonnull(x);
-    return x;
-}
-
-static struct expected *new_expected(uint32_t n_rows, size_t n)
-{
-    struct expected *e = malloc(n_rows * sizeof *e);
-    uint32_t r;
-
-    ck_assert_ptr_nonnull(e);
-    for (r = 0; r < n_rows; r++) {
-        e[r].value = new_doubles(n);
-        e[r].original = new_doubles(n);
-        e[r].floor = INVISIBLE;
-    }
-    return e;
-}
-
-static void free_expected(struct expected *e, uint32_t n_rows)
-{
-    uint32_t r;
-
-    for (r = 0; r < n_rows; r++) {
-        free(e[r].value);
-        free(e[r].original);
-    }
-    free(e);
-}
-
-/* got: [n_rows][stride], of which n are results; they were added to `added` where that is not NULL. */
-static void check_rows(const struct expected *e, uint32_t n_rows, size_t n, const float *got,
-                       const float *added, size_t stride, int table, kivi_precision precision,
-                       int adversarial, struct margin *margins, const char *what)
-{
-    struct accuracy accuracy;
-    double *row = new_doubles(n), share;
-    char title[200];
-    uint32_t r;
-    size_t i;
-
-    accuracy_init(&accuracy, precision, adversarial);
-    for (r = 0; r < n_rows; r++) {
-        for (i = 0; i < n; i++)
-            row[i] = (double)got[r * stride + i] - (added ? added[r * stride + i] : 0);
-        accuracy_add(&accuracy, (uint32_t)n, row, e[r].value, e[r].original, e[r].floor);
-    }
-    snprintf(title, sizeof title, "%s: %s", tables[table]->name, what);
-    share = accuracy_check(&accuracy, title);
-    if (precision == KIVI_STANDARD)
-        margins[table].standard = fmax(margins[table].standard, share);
-    else
-        margins[table].precise = fmax(margins[table].precise, share);
-    free(row);
-}
-
 /* A shape and its numbers. */
 struct attention_case {
     struct kivi_layout l;
@@ -361,27 +258,6 @@ static void describe(struct attention_case *c, const char *operation)
              "%s: %u bits, group %u, dimension %u, %u rows, %u blocks, fills %d and %d%s",
              operation, c->l.bits, c->l.group_size, c->l.dim, c->n_rows, c->n_blocks, c->rows_fill,
              c->other_fill, c->scrambled ? ", scrambled" : "");
-}
-
-/* scores[r] of a row of queries, over `tokens` keys. */
-static void expect_scores(struct expected *e, const struct unpacked *keys, const float *q,
-                          size_t tokens, uint32_t dim)
-{
-    double floor = 0;
-    size_t t;
-    uint32_t c;
-
-    for (t = 0; t < tokens; t++) {
-        double magnitude = 0;
-
-        for (c = 0; c < dim; c++) {
-            e->value[t] += q[c] * keys->value[t * dim + c];
-            e->original[t] += q[c] * keys->original[t * dim + c];
-            magnitude += fabs(q[c]) * keys->magnitude[t * dim + c];
-        }
-        floor += magnitude * magnitude;
-    }
-    e->floor += F32_ROUNDINGS * sqrt(floor);
 }
 
 /* Runs all tables in both precisions, n_rows queries over the blocks. */
@@ -416,7 +292,7 @@ static void check_k_scores(struct rng *rng, struct attention_case *c)
     char *blocks = guard_new(rng, (size_t)c->n_blocks * l->block_bytes, 16);
     const uint16_t *rows = new_rows(rng, c->rows_fill, tokens, l->dim, l->dim);
     float *q = guard_new(rng, (size_t)c->n_rows * l->dim_pad * sizeof *q, 4);
-    struct expected *expected = new_expected(c->n_rows, tokens);
+    struct expected *expected = expected_new(c->n_rows, tokens);
     struct unpacked keys;
     uint32_t b, r;
 
@@ -432,55 +308,34 @@ static void check_k_scores(struct rng *rng, struct attention_case *c)
     }
     for (r = 0; r < c->n_rows; r++) {
         fill_query(rng, c->other_fill, q + (size_t)r * l->dim_pad, l->dim, l->dim_pad);
-        expect_scores(&expected[r], &keys, q + (size_t)r * l->dim_pad, tokens, l->dim);
+        expected_scores(&expected[r], &keys, q + (size_t)r * l->dim_pad, tokens, l->dim);
     }
     guard_read_only(blocks);
     guard_read_only(q);
     compare_scores(rng, c, blocks, q, expected);
     unpacked_free(&keys);
-    free_expected(expected, c->n_rows);
+    expected_free(expected, c->n_rows);
     guard_release();
 }
 
-/* The sum of `tokens` values by their weights. */
-static void expect_sums(struct expected *e, const struct unpacked *values, const float *weights,
-                        size_t tokens, uint32_t dim)
-{
-    double *magnitude = new_doubles(dim), floor = 0;
-    size_t t;
-    uint32_t c;
-
-    for (t = 0; t < tokens; t++) {
-        if (weights[t] == 0) /* whatever the token is */
-            continue;
-        for (c = 0; c < dim; c++) {
-            e->value[c] += weights[t] * values->value[t * dim + c];
-            e->original[c] += weights[t] * values->original[t * dim + c];
-            magnitude[c] += weights[t] * values->magnitude[t * dim + c];
-        }
-    }
-    for (c = 0; c < dim; c++)
-        floor += magnitude[c] * magnitude[c];
-    e->floor += F32_ROUNDINGS * sqrt(floor);
-    free(magnitude);
-}
-
-/* Numbers of the size of the results, to add these to; the floor grows by their rounding. */
+/* Numbers of the size of the results, to add these to; they are rounded too. */
 static float *new_sums(struct rng *rng, const struct attention_case *c, struct expected *expected)
 {
     const struct kivi_layout *l = &c->l;
     float *sums = guard_new(rng, (size_t)c->n_rows * l->dim_pad * sizeof *sums, 4);
+    double magnitude[MAX_DIM];
     uint32_t r, i;
 
     for (r = 0; r < c->n_rows; r++) {
-        double size = 0;
+        float *row = sums + (size_t)r * l->dim_pad;
 
-        for (i = 0; i < l->dim_pad; i++)
-            sums[r * l->dim_pad + i] =
-                (float)(i < l->dim ? expected[r].value[i] * rng_normal(rng) : 0);
-        for (i = 0; i < l->dim; i++)
-            size += (double)sums[r * l->dim_pad + i] * sums[r * l->dim_pad + i];
-        expected[r].floor += F32_ROUNDINGS * sqrt(size);
+        for (i = 0; i < l->dim; i++) {
+            row[i] = (float)(expected[r].value[i] * rng_normal(rng));
+            magnitude[i] = row[i];
+        }
+        for (; i < l->dim_pad; i++)
+            row[i] = 0;
+        expected_add_rounding(&expected[r], magnitude, l->dim);
     }
     return sums;
 }
@@ -513,7 +368,7 @@ static void check_v_accumulate(struct rng *rng, struct attention_case *c)
     char *blocks = guard_new(rng, (size_t)c->n_blocks * l->block_bytes, 16);
     const uint16_t *rows = new_rows(rng, c->rows_fill, tokens, l->dim, l->dim);
     float *weights = guard_new(rng, ((c->n_rows - 1) * ld + tokens) * sizeof *weights, 4);
-    struct expected *expected = new_expected(c->n_rows, l->dim);
+    struct expected *expected = expected_new(c->n_rows, l->dim);
     struct unpacked values;
     uint32_t b, r;
     size_t t;
@@ -535,13 +390,13 @@ static void check_v_accumulate(struct rng *rng, struct attention_case *c)
         fill_weights(rng, c->other_fill, weights + r * ld, (uint32_t)tokens);
         for (t = used; t < tokens; t++)
             weights[r * ld + t] = 0;
-        expect_sums(&expected[r], &values, weights + r * ld, tokens, l->dim);
+        expected_sums(&expected[r], &values, weights + r * ld, tokens, l->dim);
     }
     guard_read_only(blocks);
     guard_read_only(weights);
     compare_sums(rng, c, blocks, weights, ld, expected);
     unpacked_free(&values);
-    free_expected(expected, c->n_rows);
+    expected_free(expected, c->n_rows);
     guard_release();
 }
 
@@ -642,7 +497,7 @@ static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, 
     const uint16_t *rows = new_rows(rng, fill, tokens, dim, stride);
     float *q = guard_new(rng, ((n_rows - 1) * q_stride + dim) * sizeof *q, 4);
     float *p = guard_new(rng, ((n_rows - 1) * ld + tokens) * sizeof *p, 4);
-    struct expected *scores = new_expected(n_rows, tokens), *sums = new_expected(n_rows, dim);
+    struct expected *scores = expected_new(n_rows, tokens), *sums = expected_new(n_rows, dim);
     struct margin unused[MAX_TABLES] = {{0, 0}};
     struct unpacked u;
     char what[100];
@@ -661,8 +516,8 @@ static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, 
     for (r = 0; r < n_rows; r++) {
         fill_query(rng, (int)rng_below(rng, QUERY_FILLS), q + r * q_stride, dim, dim);
         fill_weights(rng, (int)rng_below(rng, WEIGHT_FILLS), p + r * ld, tokens);
-        expect_scores(&scores[r], &u, q + r * q_stride, tokens, dim);
-        expect_sums(&sums[r], &u, p + r * ld, tokens, dim);
+        expected_scores(&scores[r], &u, q + r * q_stride, tokens, dim);
+        expected_sums(&sums[r], &u, p + r * ld, tokens, dim);
     }
     guard_read_only(q);
     guard_read_only(p);
@@ -688,8 +543,8 @@ static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, 
         }
     }
     unpacked_free(&u);
-    free_expected(scores, n_rows);
-    free_expected(sums, n_rows);
+    expected_free(scores, n_rows);
+    expected_free(sums, n_rows);
     guard_release();
 }
 

@@ -100,12 +100,12 @@ static void random_case(uint64_t seed)
     struct model m;
     struct rng rng = {seed};
     char name[64];
-    size_t i, j;
+    size_t n_seqs, i, j;
 
     random_config(&rng, &config, bits);
     snprintf(name, sizeof name, "KIVI_TEST_SEED=0x%llx", (unsigned long long)seed);
-    model_open(&m, name, &config, (size_t)rng_between(&rng, 1, MODEL_SEQS), &fill_ordinary,
-               rng_next(&rng));
+    n_seqs = (size_t)rng_between(&rng, 1, MODEL_SEQS);
+    model_open(&m, name, &config, n_seqs, &fill_ordinary, rng_next(&rng));
     for (i = 0; i < m.n_seqs; i++) {
         for (j = 0; j < config.n_layers; j++) {
             left[i][j] = rng_below(&rng, 3 * config.residual_length + 70);
@@ -180,9 +180,10 @@ START_TEST(adversarial_data)
 
     reset_worst();
     for (i = 0; i < n; i++) {
-        kivi_config config = plain_config(4, 2, RNG_PICK(&rng, dims), RNG_PICK(&rng, bits));
+        kivi_config config = plain_config(4, 2, RNG_PICK(&rng, dims), 2);
         struct model m;
 
+        config.k_bits = config.v_bits = RNG_PICK(&rng, bits);
         if (rng_one_in(&rng, 3))
             config.v_bits = RNG_PICK(&rng, bits);
         if (rng_one_in(&rng, 3))

@@ -162,14 +162,12 @@ static kivi_packing random_packing(struct rng *rng)
 {
     const uint32_t bits[] = {2, 4, 8}, groups[] = {32, 64, 128};
     const uint32_t dims[] = {8, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 512};
-    kivi_packing p = {
-        .size = sizeof p,
-        .axis = rng_one_in(rng, 2) ? KIVI_PER_CHANNEL : KIVI_PER_TOKEN,
-        .bits = RNG_PICK(rng, bits),
-        .group_size = RNG_PICK(rng, groups),
-        .dim = RNG_PICK(rng, dims),
-    };
+    kivi_packing p = {.size = sizeof p};
 
+    p.axis = rng_one_in(rng, 2) ? KIVI_PER_CHANNEL : KIVI_PER_TOKEN;
+    p.bits = RNG_PICK(rng, bits);
+    p.group_size = RNG_PICK(rng, groups);
+    p.dim = RNG_PICK(rng, dims);
     p.n_tokens = p.axis == KIVI_PER_CHANNEL ? p.group_size * rng_between(rng, 1, 3)
                                             : rng_between(rng, 1, 70);
     return p;

@@ -55,12 +55,22 @@ static double score_error(const struct oracle_result *oracle, uint64_t row)
     return 4 * 0x1p-24 * oracle->score_size[row];
 }
 
+/* What f16 can hold of it. */
+static void saturate(uint32_t n, const double *from, double *to)
+{
+    uint32_t i;
+
+    for (i = 0; i < n; i++)
+        to[i] = fmax(-65504, fmin(65504, from[i]));
+}
+
 void accuracy_add_result(struct accuracy *a, const struct tensor *out,
                          const struct oracle_result *oracle)
 {
-    double *got = tensor_decode(out);
+    double *got = tensor_decode(out), *limited = malloc(oracle->dim * sizeof *limited);
     uint64_t row;
 
+    ck_assert_ptr_nonnull(limited);
     ck_assert_uint_eq(out->tokens * out->heads, oracle->n_rows);
     for (row = 0; row < oracle->n_rows; row++) {
         const double *reference = oracle->out + row * oracle->dim;
@@ -69,12 +79,16 @@ void accuracy_add_result(struct accuracy *a, const struct tensor *out,
 
         if (a->adversarial) /* huge values may cancel to a short row */
             floor += 16 * 0x1p-24 * oracle->value_size[row];
-        if (out->dtype == KIVI_F16) /* half a last place, or of the smallest subnormal */
+        if (out->dtype == KIVI_F16) { /* half a last place, or of the smallest subnormal */
             floor += 0x1p-11 * norm + 0x1p-25 * sqrt(oracle->dim);
+            saturate(oracle->dim, reference, limited);
+            reference = limited;
+        }
         accuracy_add(a, oracle->dim, got + row * oracle->dim, reference,
                      oracle->exact_out + row * oracle->dim, floor);
     }
     free(got);
+    free(limited);
 }
 
 void accuracy_add_lse(struct accuracy *a, const float *lse, const struct oracle_result *oracle)

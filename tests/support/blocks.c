@@ -21,15 +21,24 @@ static double element(struct rng *rng, enum rows_fill fill, uint32_t c, uint32_t
     const double x = rng_normal(rng);
 
     switch (fill) {
-    case ROWS_OUTLIERS: return c % 24 == special % 24 ? 25 + 10 * x : x;
-    case ROWS_THOUSAND: return c == special ? 1000 * x : x;
-    case ROWS_CONSTANT: return c % 5 == special % 5 ? x : 1.5 + special % 3;
-    case ROWS_SUBNORMAL: return x * 0x1p-20;
-    case ROWS_EXTREME: return rng_one_in(rng, 4) ? RNG_PICK(rng, extremes) : x;
-    case ROWS_OVERFLOW: return fmax(-65504, fmin(65504, x * 50000));
-    case ROWS_TINY_RANGE: return 0x1p-16 + (double)rng_below(rng, 6) * 0x1p-24;
-    case ROWS_ZERO: return rng_one_in(rng, 2) ? -0.0 : 0.0;
-    default: return x;
+    case ROWS_OUTLIERS:
+        return c % 24 == special % 24 ? 25 + 10 * x : x;
+    case ROWS_THOUSAND:
+        return c == special ? 1000 * x : x;
+    case ROWS_CONSTANT:
+        return c % 5 == special % 5 ? x : 1.5 + special % 3;
+    case ROWS_SUBNORMAL:
+        return x * 0x1p-20;
+    case ROWS_EXTREME:
+        return rng_one_in(rng, 4) ? RNG_PICK(rng, extremes) : x;
+    case ROWS_OVERFLOW:
+        return fmax(-65504, fmin(65504, x * 50000));
+    case ROWS_TINY_RANGE:
+        return 0x1p-16 + (double)rng_below(rng, 6) * 0x1p-24;
+    case ROWS_ZERO:
+        return rng_one_in(rng, 2) ? -0.0 : 0.0;
+    default:
+        return x;
     }
 }
 
@@ -57,12 +66,23 @@ void fill_query(struct rng *rng, enum query_fill fill, float *row, uint32_t dim,
         const double x = rng_normal(rng);
 
         switch (fill) {
-        case QUERY_THOUSAND: row[c] = (float)(c == special ? 1000 * x : x); break;
-        case QUERY_ONE_HOT: row[c] = (float)(c == special ? x : 0); break;
-        case QUERY_HUGE: row[c] = (float)fmax(-1e30, fmin(1e30, x * 1e30)); break;
-        case QUERY_TINY: row[c] = (float)(x * (c % 2 ? 1e-30 : 1e-41)); break;
-        case QUERY_ZERO: row[c] = 0; break;
-        default: row[c] = (float)x;
+        case QUERY_THOUSAND:
+            row[c] = (float)(c == special ? 1000 * x : x);
+            break;
+        case QUERY_ONE_HOT:
+            row[c] = (float)(c == special ? x : 0);
+            break;
+        case QUERY_HUGE:
+            row[c] = (float)fmax(-1e30, fmin(1e30, x * 1e30));
+            break;
+        case QUERY_TINY:
+            row[c] = (float)(x * (c % 2 ? 1e-30 : 1e-41));
+            break;
+        case QUERY_ZERO:
+            row[c] = 0;
+            break;
+        default:
+            row[c] = (float)x;
         }
     }
     for (; c < dim_pad; c++)
@@ -78,12 +98,23 @@ void fill_weights(struct rng *rng, enum weight_fill fill, float *weights, uint32
         const double x = exp(fmin(rng_normal(rng) - 3, 0));
 
         switch (fill) {
-        case WEIGHT_SPARSE: weights[t] = (float)(rng_one_in(rng, 2) ? x : 0); break;
-        case WEIGHT_ONES: weights[t] = 1; break;
-        case WEIGHT_ONE: weights[t] = (float)(t == special ? 1 : x * 1e-6); break;
-        case WEIGHT_TINY: weights[t] = (float)(x * (t % 2 ? 1e-30 : 1e-41)); break;
-        case WEIGHT_ZERO: weights[t] = 0; break;
-        default: weights[t] = (float)x;
+        case WEIGHT_SPARSE:
+            weights[t] = (float)(rng_one_in(rng, 2) ? x : 0);
+            break;
+        case WEIGHT_ONES:
+            weights[t] = 1;
+            break;
+        case WEIGHT_ONE:
+            weights[t] = (float)(t == special ? 1 : x * 1e-6);
+            break;
+        case WEIGHT_TINY:
+            weights[t] = (float)(x * (t % 2 ? 1e-30 : 1e-41));
+            break;
+        case WEIGHT_ZERO:
+            weights[t] = 0;
+            break;
+        default:
+            weights[t] = (float)x;
         }
     }
 }

@@ -11,9 +11,9 @@
 /* f16 rows. The first two are random data; the rest is adversarial. */
 enum rows_fill {
     ROWS_GAUSSIAN,
-    ROWS_OUTLIERS,   /* a few channels with a large mean and ten times the magnitude */
-    ROWS_THOUSAND,   /* one channel a thousand times the rest */
-    ROWS_CONSTANT,   /* most groups have scale 0 */
+    ROWS_OUTLIERS, /* a few channels with a large mean and ten times the magnitude */
+    ROWS_THOUSAND, /* one channel a thousand times the rest */
+    ROWS_CONSTANT, /* most groups have scale 0 */
     ROWS_SUBNORMAL,
     ROWS_EXTREME,    /* the largest numbers of f16 among small ones */
     ROWS_OVERFLOW,   /* ranges beyond f16 */

@@ -70,12 +70,12 @@ static double constant_groups(struct rng *rng, enum role role, uint64_t token, u
 static double subnormal(struct rng *rng, enum role role, uint64_t token, uint32_t head,
                         uint32_t channel)
 {
+    const double x = rng_normal(rng);
+
     (void)token;
     (void)head;
     (void)channel;
-    if (role == ROLE_Q)
-        return rng_normal(rng);
-    return ldexp(rng_normal(rng), -(int)rng_between(rng, 16, 24));
+    return role == ROLE_Q ? x : ldexp(x, -(int)rng_between(rng, 16, 24));
 }
 
 /* Up to the largest number of f16 and down to its negative: ranges overflow. */

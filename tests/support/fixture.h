@@ -51,7 +51,9 @@ struct snapshot {
 struct snapshot snapshot_take(struct fixture *f, const kivi_seq *seqs, size_t n);
 
 /* Fails the test, naming `what`, unless the cache is as it was; frees the snapshot. The pool may have
- * more free blocks than it had. */
+ * more free blocks than it had, and a block that was shared may have been copied. */
 void snapshot_check(struct snapshot *s, struct fixture *f, const char *what);
+
+void snapshot_free(struct snapshot *s);
 
 #endif

@@ -29,8 +29,8 @@ static void protect(void *memory, size_t bytes, int protection)
 static void map(struct array *array, size_t bytes)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    unsigned char *memory = mmap(NULL, bytes + 2 * page, PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    unsigned char *memory =
+        mmap(NULL, bytes + 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
     ck_assert_ptr_ne(memory, MAP_FAILED);
     protect(memory, page, PROT_NONE);

@@ -128,25 +128,25 @@ void naive_truncate(struct naive *n, uint64_t n_tokens)
     n->v_low = min_u64(n->v_low, c->v_packed);
 }
 
-void naive_turn(float *row, const kivi_rope *rope, uint64_t distance)
+void naive_turn(float *row, const kivi_rope *rope, double distance)
 {
     const uint32_t half = rope->n_rot / 2;
     uint32_t i;
 
     for (i = 0; i < half; i++) {
-        const double angle = (double)distance * (double)rope->frequencies[i];
+        const double angle = distance * (double)rope->frequencies[i];
         const float cosine = (float)cos(angle), sine = (float)sin(angle);
         float *a = row + (rope->interleaved ? 2 * i : i);
         float *b = rope->interleaved ? a + 1 : a + half;
         const float x = *a, y = *b;
 
-        *a = x * cosine + y * sine;
-        *b = y * cosine - x * sine;
+        *a = x * cosine - y * sine;
+        *b = x * sine + y * cosine;
     }
 }
 
 /* One row in double, and in f16 again. */
-static void turn_row(const struct naive *n, double *row, const kivi_rope *rope, uint64_t distance)
+static void turn_row(const struct naive *n, double *row, const kivi_rope *rope, double distance)
 {
     const uint32_t dim = n->oracle.contents.k_dim;
     float narrow[512];
@@ -159,15 +159,32 @@ static void turn_row(const struct naive *n, double *row, const kivi_rope *rope, 
         row[i] = number_from_f16(to_row(narrow[i]));
 }
 
-/* Packed keys are dequantized, turned, rounded to f16 and quantized again; f16 rows are turned. */
-static void turn_from(struct naive *n, uint64_t begin, const kivi_rope *rope, uint64_t distance)
+/* Quantizes the keys of tokens [begin, end) again. */
+static void repack(struct oracle *o, uint64_t begin, uint64_t end)
+{
+    struct contents *c = &o->contents;
+    const uint64_t n = c->n, k_packed = c->k_packed, k_base = o->k_base;
+
+    c->n = end;
+    c->k_packed = begin;
+    o->k_base = end % o->residual_length;
+    oracle_flush(o);
+    c->n = n;
+    c->k_packed = k_packed;
+    o->k_base = k_base;
+}
+
+/* Tokens [begin, end). Packed keys are dequantized, turned, rounded to f16 and quantized again; f16
+ * rows are turned. */
+static void turn_all(struct naive *n, uint64_t begin, uint64_t end, const kivi_rope *rope,
+                     double distance)
 {
     struct oracle *o = &n->oracle;
     struct contents *c = &o->contents;
     uint64_t row;
     uint32_t i;
 
-    for (row = begin * c->heads; row < c->n * c->heads; row++) {
+    for (row = begin * c->heads; row < end * c->heads; row++) {
         double kept[512];
 
         for (i = 0; i < c->k_dim; i++)
@@ -178,8 +195,7 @@ static void turn_from(struct naive *n, uint64_t begin, const kivi_rope *rope, ui
         turn_row(n, o->k + row * c->k_dim, rope, distance);
         turn_row(n, o->exact_k + row * c->k_dim, rope, distance);
     }
-    c->k_packed = begin;
-    oracle_flush(o);
+    repack(o, begin, min_u64(end, c->k_packed));
 }
 
 int naive_may_drop(const struct naive *n, uint64_t begin, uint64_t end)
@@ -226,8 +242,10 @@ void naive_drop(struct naive *n, uint64_t begin, uint64_t end, const kivi_rope *
     o->k_base = c->k_packed % o->residual_length;
     n->k_low = max_u64(n->k_low, end) - dropped;
     n->v_low = max_u64(n->v_low, end) - dropped;
-    if (rope)
-        turn_from(n, begin, rope, dropped);
+    if (rope && rope->turn_first)
+        turn_all(n, 0, begin, rope, (double)dropped);
+    else if (rope)
+        turn_all(n, begin, c->n, rope, -(double)dropped);
 }
 
 void naive_move(struct naive *n, const kivi_config *config)

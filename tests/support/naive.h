@@ -31,8 +31,8 @@ void naive_truncate(struct naive *n, uint64_t n_tokens);
 int naive_may_drop(const struct naive *n, uint64_t begin, uint64_t end);
 void naive_drop(struct naive *n, uint64_t begin, uint64_t end, const kivi_rope *rope);
 
-/* Turns a row of keys back by `distance` positions, in f32 as the library does. */
-void naive_turn(float *row, const kivi_rope *rope, uint64_t distance);
+/* Turns a row of keys forward by `distance` positions, in f32 as the library does. */
+void naive_turn(float *row, const kivi_rope *rope, double distance);
 
 /* The layer was saved, and loaded into a cache of this configuration. */
 void naive_move(struct naive *n, const kivi_config *config);

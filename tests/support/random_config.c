@@ -55,9 +55,11 @@ void random_attention(struct rng *rng, const kivi_config *config, float *sinks,
     if (rng_one_in(rng, 4))
         attention->softcap = (float)(1 + 29 * rng_uniform(rng));
     if (rng_one_in(rng, 3)) {
-        for (i = 0; i < config->n_q_heads; i++)
-            sinks[i] = rng_one_in(rng, 4) ? (float)-INFINITY
-                                          : (float)(rng_one_in(rng, 8) ? 200 : 4) * (float)rng_normal(rng);
+        for (i = 0; i < config->n_q_heads; i++) {
+            const double size = rng_one_in(rng, 8) ? 200 : 4;
+
+            sinks[i] = rng_one_in(rng, 4) ? (float)-INFINITY : (float)(size * rng_normal(rng));
+        }
         attention->sink_logits = sinks;
     }
 }
