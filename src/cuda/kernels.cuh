@@ -1,0 +1,31 @@
+/* What launch.cu launches. All return cudaSuccess or what the launch said. */
+#ifndef KIVI_CUDA_KERNELS_CUH
+#define KIVI_CUDA_KERNELS_CUH
+
+#include "step.cuh"
+
+/* Attention of the step's parts, for one combination of dimension and bits. */
+typedef cudaError_t (*kivi_cuda_attend)(const kivi_cuda_step *step, cudaStream_t stream);
+
+/* Any combination; 128 threads to a part. */
+cudaError_t kivi_cuda_attend_general(const kivi_cuda_step *step, cudaStream_t stream);
+
+/* The tensor core path, or NULL if it was not compiled for the combination; *per_sm receives how many
+ * blocks a multiprocessor of the current device holds at a time, *warps their warps. */
+kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_bits, int *per_sm,
+                                     int *warps);
+kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
+kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
+
+/* Quantizes what leaves the windows, then stores the new rows there. One launch if `slabs` (of 128
+ * tokens) is 1, else two, the first of as many blocks to a head. */
+cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, cudaStream_t stream);
+
+/* Reports keys and values that are not finite; max_new is the largest n_new of all items. */
+cudaError_t kivi_cuda_check(const kivi_cuda_step *step, uint32_t max_new, cudaStream_t stream);
+
+/* Copies host memory to the device through kernel arguments: the host's may be reused at once, and a
+ * captured copy is complete in itself. Both are 16-byte aligned, bytes a multiple of 16. */
+cudaError_t kivi_cuda_upload(void *device, const void *host, size_t bytes, cudaStream_t stream);
+
+#endif

@@ -1,0 +1,88 @@
+/* The instructions of the tensor core path (sm_80 and later). */
+#ifndef KIVI_CUDA_MMA_CUH
+#define KIVI_CUDA_MMA_CUH
+
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+/*
+ * d += a * b: a is 16x16 f16 by rows, b 16x8 by columns, d 16x8 f32. With lane = 4 g + t, a lane holds
+ *   a0: row g, columns 2t, 2t+1;  a1: row g + 8;  a2, a3: the same rows, columns 2t + 8, 2t + 9
+ *   b0: rows 2t, 2t+1 of column g;  b1: rows 2t + 8, 2t + 9
+ *   d0, d1: row g, columns 2t, 2t+1;  d2, d3: row g + 8.
+ * Any permutation of the contraction is as good, if a and b share it.
+ */
+__device__ __forceinline__ void kivi_cuda_mma(float d[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                              uint32_t a3, uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* Transposes an 8x8 matrix of 16-bit numbers: lane 4 g + t gives row g, columns 2t and 2t+1. */
+__device__ __forceinline__ uint32_t kivi_cuda_transpose(uint32_t x)
+{
+    uint32_t y;
+
+    asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+    return y;
+}
+
+__device__ __forceinline__ float kivi_cuda_exp2(float x)
+{
+    float y;
+
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ __forceinline__ uint32_t kivi_cuda_bits(__half2 x)
+{
+    return *reinterpret_cast<uint32_t *>(&x);
+}
+
+__device__ __forceinline__ __half2 kivi_cuda_half2(uint32_t x)
+{
+    return *reinterpret_cast<__half2 *>(&x);
+}
+
+__device__ __forceinline__ uint32_t kivi_cuda_mul2(uint32_t a, uint32_t b)
+{
+    return kivi_cuda_bits(__hmul2(kivi_cuda_half2(a), kivi_cuda_half2(b)));
+}
+
+__device__ __forceinline__ uint32_t kivi_cuda_fma2(uint32_t a, uint32_t b, uint32_t c)
+{
+    return kivi_cuda_bits(
+        __hfma2(kivi_cuda_half2(a), kivi_cuda_half2(b), kivi_cuda_half2(c)));
+}
+
+/* What rounding lost of a * b = product, plus c * b: the low half of a two-part number. */
+__device__ __forceinline__ uint32_t kivi_cuda_low2(uint32_t a, uint32_t b, uint32_t product,
+                                                   uint32_t c)
+{
+    return kivi_cuda_fma2(c, b, kivi_cuda_fma2(a, b, product ^ 0x80008000u));
+}
+
+/* 16 bytes from global to shared memory, without waiting. */
+__device__ __forceinline__ void kivi_cuda_copy16(void *shared, const void *global)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global));
+}
+
+__device__ __forceinline__ void kivi_cuda_copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+/* Until at most `n` groups of this thread are on their way. */
+template <int n> __device__ __forceinline__ void kivi_cuda_copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+
+#endif
