@@ -91,6 +91,16 @@ struct work {
     float max[KIVI_ROW_BLOCK], sum[KIVI_ROW_BLOCK]; /* of each row so far */
 };
 
+/* Where the packed blocks of token `t` lie, if they are packed: a hint for what is read next. */
+static const void *packed_at(const struct work *w, uint64_t t,
+                             struct kivi_run_of_tokens find(const struct kivi_plan *, size_t,
+                                                            uint32_t, uint64_t))
+{
+    const struct kivi_step_item *item = &w->plan->step->items[w->task->item];
+
+    return t < item->before.k_packed ? find(w->plan, w->task->item, w->task->kv_head, t).data : NULL;
+}
+
 /* Scores of tokens [begin, end), begin a multiple of KIVI_UNIT, into part->scores. */
 static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
 {
@@ -113,7 +123,8 @@ static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
         } else {
             n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
             kernels->k_scores(l, w->part->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
-                              scores, KIVI_CHUNK, step->attention.precision);
+                              packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK,
+                              step->attention.precision);
         }
         t += n;
     }
@@ -222,7 +233,8 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
                                     run.stride, (uint32_t)n, part->out, l->dim_pad);
         else
             kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data,
-                                  (uint32_t)(round_up(n, KIVI_TILE) / KIVI_TILE), part->out,
+                                  (uint32_t)n,
+                                  packed_at(w, t + KIVI_CHUNK, kivi_find_keys), part->out,
                                   step->attention.precision);
     }
 }

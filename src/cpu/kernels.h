@@ -15,6 +15,16 @@
 #include "../core/layout.h"
 #include "features.h"
 
+/* A hint that the line at `address` will be read soon; the address need not be valid. */
+static inline void kivi_prefetch(const void *address)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(address, 0, 2);
+#else
+    (void)address;
+#endif
+}
+
 struct kivi_kernels {
     const char *name, *description;
 
@@ -38,15 +48,17 @@ struct kivi_kernels {
                        uint32_t first, uint32_t count, void *block);
 
     /* scores[r * ld + t] = q[r] . key[t] for all tokens of n_blocks consecutive key blocks.
-     * q: [n_rows][dim_pad], padding 0. bits 2, 4, 8. */
+     * q: [n_rows][dim_pad], padding 0. bits 2, 4, 8. `next`: what the caller reads after these blocks, if
+     * known, else NULL: a kernel may ask the memory for as many bytes of it. */
     void (*k_scores)(const struct kivi_layout *l, const float *q, uint32_t n_rows,
-                     const void *blocks, uint32_t n_blocks, float *scores, size_t ld,
-                     kivi_precision precision);
+                     const void *blocks, uint32_t n_blocks, const void *next, float *scores,
+                     size_t ld, kivi_precision precision);
 
-    /* out[r][c] += sum over t of p[r * ld + t] * value[t][c], over n_blocks consecutive value
-     * blocks; p >= 0, and 0 for a token that does not count. out: [n_rows][dim_pad]. bits 2, 4, 8. */
+    /* out[r][c] += sum over t of p[r * ld + t] * value[t][c], over the first n_tokens of consecutive value
+     * blocks; p >= 0, 0 for a token that does not count and for those beyond n_tokens that fill up its
+     * block. out: [n_rows][dim_pad]. The result depends on n_tokens tokens alone. bits, next: as above. */
     void (*v_accumulate)(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,
-                         const void *blocks, uint32_t n_blocks, float *out,
+                         const void *blocks, uint32_t n_tokens, const void *next, float *out,
                          kivi_precision precision);
 
     /* The same two over f16 rows, `stride` elements apart. q_stride and out_stride are elements

@@ -10,13 +10,14 @@
 #define KIVI_MAX_DIM 512
 
 void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t n_rows,
-                          const void *blocks, uint32_t n_blocks, float *scores, size_t ld,
-                          kivi_precision precision)
+                          const void *blocks, uint32_t n_blocks, const void *next, float *scores,
+                          size_t ld, kivi_precision precision)
 {
     const uint32_t n = 32 / l->bits, mask = (1u << l->bits) - 1u, words = l->dim_pad / n;
     double folded[KIVI_MAX_DIM];
     uint32_t b, r, t, w, i;
 
+    (void)next;
     (void)precision;
     for (b = 0; b < n_blocks; b++) {
         const char *block = (const char *)blocks + (size_t)b * l->block_bytes;
@@ -47,14 +48,16 @@ void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t 
 }
 
 void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_t ld,
-                              uint32_t n_rows, const void *blocks, uint32_t n_blocks, float *out,
+                              uint32_t n_rows, const void *blocks, uint32_t n_tokens,
+                              const void *next, float *out,
                               kivi_precision precision)
 {
     const uint32_t n = 32 / l->bits, mask = (1u << l->bits) - 1u;
     uint32_t b, r, t, c, i;
 
+    (void)next;
     (void)precision;
-    for (b = 0; b < n_blocks; b++) {
+    for (b = 0; b * KIVI_TILE < n_tokens; b++) {
         const char *block = (const char *)blocks + (size_t)b * l->block_bytes;
         const uint32_t *codes = (const uint32_t *)(const void *)block;
         const uint16_t *scales = kivi_scales_const(l, block), *minima = kivi_minima_const(l, block);

@@ -8,11 +8,12 @@
 /* A sink logit far above all scores leaves a row of numbers that f32 cannot hold well. */
 #define UNDERFLOW 1e-30
 
-void accuracy_init(struct accuracy *a, kivi_precision precision, int adversarial)
+void accuracy_init(struct accuracy *a, kivi_precision precision, enum accuracy_rule rule)
 {
     memset(a, 0, sizeof *a);
     a->precision = precision;
-    a->adversarial = adversarial;
+    a->rule = rule;
+    a->share = STANDARD_SHARE;
 }
 
 static double distance(uint32_t n, const double *a, const double *b)
@@ -52,7 +53,7 @@ void accuracy_add(struct accuracy *a, uint32_t n, const double *got, const doubl
 /* Scores are f32: where they are huge, this is how far off weights are, relative. */
 static double score_error(const struct oracle_result *oracle, uint64_t row)
 {
-    return 4 * 0x1p-24 * oracle->score_size[row];
+    return 8 * 0x1p-24 * oracle->score_size[row];
 }
 
 /* What f16 can hold of it. */
@@ -75,10 +76,12 @@ void accuracy_add_result(struct accuracy *a, const struct tensor *out,
     for (row = 0; row < oracle->n_rows; row++) {
         const double *reference = oracle->out + row * oracle->dim;
         const double norm = length(oracle->dim, reference);
-        double floor = fmax(score_error(oracle, row) - PRECISE_RELATIVE, 0) * norm + UNDERFLOW;
+        /* Huge values may cancel to a short row. */
+        const double size = a->rule != RULE_RANDOM ? oracle->value_size[row] : norm;
+        double floor = fmax(score_error(oracle, row) - PRECISE_RELATIVE, 0) * size + UNDERFLOW;
 
-        if (a->adversarial) /* huge values may cancel to a short row */
-            floor += 16 * 0x1p-24 * oracle->value_size[row];
+        if (a->rule != RULE_RANDOM)
+            floor += 16 * 0x1p-24 * size;
         if (out->dtype == KIVI_F16) { /* half a last place, or of the smallest subnormal */
             floor += 0x1p-11 * norm + 0x1p-25 * sqrt(oracle->dim);
             saturate(oracle->dim, reference, limited);
@@ -95,6 +98,7 @@ void accuracy_add_lse(struct accuracy *a, const float *lse, const struct oracle_
 {
     uint64_t row;
 
+    a->share = 2 * STANDARD_SHARE;
     for (row = 0; lse && row < oracle->n_rows; row++) {
         const double got = lse[row], reference = oracle->lse[row];
 
@@ -126,10 +130,10 @@ double accuracy_check(struct accuracy *a, const char *what)
         const struct accuracy_row *row = &a->rows[i];
         double bound = PRECISE_RELATIVE * row->reference + row->floor;
 
-        if (a->precision == KIVI_STANDARD && a->adversarial)
+        if (a->precision == KIVI_STANDARD && a->rule != RULE_RANDOM)
             bound = ADVERSARIAL_RELATIVE * row->reference + row->floor;
-        else if (a->precision == KIVI_STANDARD)
-            bound = fmax(bound, STANDARD_SHARE * fmax(row->quantization, mean));
+        if (a->precision == KIVI_STANDARD && a->rule != RULE_ADVERSARIAL)
+            bound = fmax(bound, a->share * fmax(row->quantization, mean));
         if (!(row->error <= bound)) /* also for NaN */
             ck_abort_msg("%s: row %zu of %zu, %s precision: error %.3g is above %.3g "
                          "(quantization error %.3g, mean %.3g; length %.3g)",

@@ -11,6 +11,14 @@
 #define STANDARD_SHARE 0.05
 /* On adversarial data it may instead be this, relative to the output row. */
 #define ADVERSARIAL_RELATIVE 1e-2
+
+/* Which of the two bounds holds for "standard". */
+enum accuracy_rule {
+    RULE_RANDOM,      /* the first: random data, and that of models */
+    RULE_ADVERSARIAL, /* the second: a huge channel, a token with all the weight, huge scores */
+    RULE_EITHER       /* the larger: data outside both, such as ranges beyond f16 */
+};
+
 /* "precise" is within this, relative; "standard" need not be better. */
 #define PRECISE_RELATIVE 1e-5
 
@@ -24,12 +32,13 @@ struct accuracy_row {
 
 struct accuracy {
     kivi_precision precision;
-    int adversarial;
+    enum accuracy_rule rule;
+    double share; /* STANDARD_SHARE */
     size_t n, room;
     struct accuracy_row *rows;
 };
 
-void accuracy_init(struct accuracy *a, kivi_precision precision, int adversarial);
+void accuracy_init(struct accuracy *a, kivi_precision precision, enum accuracy_rule rule);
 
 /* Adds a row of n numbers, allowed to be off by `floor` besides what the precision allows. */
 void accuracy_add(struct accuracy *a, uint32_t n, const double *got, const double *oracle,
@@ -39,7 +48,8 @@ void accuracy_add(struct accuracy *a, uint32_t n, const double *got, const doubl
 void accuracy_add_result(struct accuracy *a, const struct tensor *out,
                          const struct oracle_result *oracle);
 
-/* Adds the library's log-sum-exps; NULL is ignored. */
+/* Adds the library's log-sum-exps; NULL is ignored. Rows of one number: where the length of many is near
+ * its expectation, one of them may be at thrice that, so their share is twice as large. */
 void accuracy_add_lse(struct accuracy *a, const float *lse, const struct oracle_result *oracle);
 
 /*

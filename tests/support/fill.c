@@ -102,15 +102,15 @@ static double zeros(struct rng *rng, enum role role, uint64_t token, uint32_t he
     return rng_one_in(rng, 50) ? rng_normal(rng) : rng_one_in(rng, 2) ? 0.0 : -0.0;
 }
 
-const struct fill fill_ordinary = {"ordinary", 0, ordinary};
+const struct fill fill_ordinary = {"ordinary", RULE_RANDOM, ordinary};
 
 const struct fill fill_adversarial[] = {
-    {"one channel a thousand times the rest", 1, huge_channel},
-    {"one token with all the weight", 1, one_token},
-    {"huge scores", 1, huge_scores},
-    {"constant groups", 1, constant_groups},
-    {"subnormal numbers", 1, subnormal},
-    {"the largest numbers of f16", 1, f16_max},
-    {"zeros", 1, zeros},
+    {"one channel a thousand times the rest", RULE_ADVERSARIAL, huge_channel},
+    {"one token with all the weight", RULE_ADVERSARIAL, one_token},
+    {"huge scores", RULE_ADVERSARIAL, huge_scores},
+    {"constant groups", RULE_ADVERSARIAL, constant_groups},
+    {"subnormal numbers", RULE_ADVERSARIAL, subnormal},
+    {"the largest numbers of f16", RULE_ADVERSARIAL, f16_max},
+    {"zeros", RULE_ADVERSARIAL, zeros},
 };
 const size_t n_fill_adversarial = sizeof fill_adversarial / sizeof fill_adversarial[0];

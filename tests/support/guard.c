@@ -8,7 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define MAX_ARRAYS 64
+#define MAX_ARRAYS 256
 #define FILL 0xff
 
 /* Mappings are kept for later arrays: system calls are what this costs. */

@@ -37,8 +37,8 @@ static void open_subject(struct model *m, struct subject *s, const char *name, c
     for (i = 0; i < m->n_seqs; i++)
         ck_assert_int_eq(kivi_seq_create(s->cache, &s->seqs[i], NULL), KIVI_OK);
     for (i = 0; i < 2; i++) {
-        accuracy_init(&s->out[i], (kivi_precision)i, m->fill->adversarial);
-        accuracy_init(&s->lse[i], (kivi_precision)i, m->fill->adversarial);
+        accuracy_init(&s->out[i], (kivi_precision)i, m->fill->rule);
+        accuracy_init(&s->lse[i], (kivi_precision)i, m->fill->rule);
     }
 }
 

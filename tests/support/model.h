@@ -18,7 +18,7 @@ enum role { ROLE_K, ROLE_V, ROLE_Q };
 /* The numbers that go in: one element of one role. */
 struct fill {
     const char *name;
-    int adversarial;
+    enum accuracy_rule rule;
     double (*at)(struct rng *rng, enum role role, uint64_t token, uint32_t head, uint32_t channel);
 };
 

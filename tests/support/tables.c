@@ -123,7 +123,7 @@ void expected_sums(struct expected *row, const struct unpacked *values, const fl
 
 void check_rows(const struct expected *rows, uint32_t n_rows, size_t n, const float *got,
                 const float *before, size_t stride, int table, kivi_precision precision,
-                int adversarial, struct margin *margins, const char *what)
+                enum accuracy_rule rule, struct margin *margins, const char *what)
 {
     struct accuracy accuracy;
     double *row = new_doubles(n), share;
@@ -131,7 +131,7 @@ void check_rows(const struct expected *rows, uint32_t n_rows, size_t n, const fl
     uint32_t r;
     size_t i;
 
-    accuracy_init(&accuracy, precision, adversarial);
+    accuracy_init(&accuracy, precision, rule);
     for (r = 0; r < n_rows; r++) {
         for (i = 0; i < n; i++)
             row[i] = (double)got[r * stride + i] - (before ? before[r * stride + i] : 0);

@@ -2,6 +2,7 @@
 #ifndef KIVI_TESTS_TABLES_H
 #define KIVI_TESTS_TABLES_H
 
+#include "accuracy.h"
 #include "blocks.h"
 #include "cpu/kernels.h"
 
@@ -43,6 +44,6 @@ void expected_sums(struct expected *row, const struct unpacked *values, const fl
  * They were added to numbers `before`, unless that is NULL. Margins of the table grow to the share. */
 void check_rows(const struct expected *rows, uint32_t n_rows, size_t n, const float *got,
                 const float *before, size_t stride, int table, kivi_precision precision,
-                int adversarial, struct margin *margins, const char *what);
+                enum accuracy_rule rule, struct margin *margins, const char *what);
 
 #endif

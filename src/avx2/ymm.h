@@ -1,0 +1,156 @@
+/* The vector vocabulary of src/cpu/simd in AVX2, FMA and F16C: eight lanes of 32 bits. */
+#ifndef KIVI_AVX2_YMM_H
+#define KIVI_AVX2_YMM_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define KIVI_INLINE static inline __attribute__((always_inline))
+
+#define LANES 8
+#define OPERANDS 4 /* dot products that share unpacked codes: what 16 registers hold */
+
+typedef __m256i VI;
+typedef __m256 VF;
+typedef __m256 VM;
+
+/* ---------------------------------------------------------------- integers */
+
+KIVI_INLINE VI vi_zero(void) { return _mm256_setzero_si256(); }
+KIVI_INLINE VI vi_set(int32_t x) { return _mm256_set1_epi32(x); }
+KIVI_INLINE VI vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }
+KIVI_INLINE void vi_store(void *p, VI a) { _mm256_storeu_si256((__m256i *)p, a); }
+KIVI_INLINE VI vi_add(VI a, VI b) { return _mm256_add_epi32(a, b); }
+KIVI_INLINE VI vi_and(VI a, VI b) { return _mm256_and_si256(a, b); }
+KIVI_INLINE VI vi_or(VI a, VI b) { return _mm256_or_si256(a, b); }
+KIVI_INLINE VI vi_shift_left(VI a, int n) { return _mm256_slli_epi32(a, n); }
+KIVI_INLINE VI vi_shift_right(VI a, int n) { return _mm256_srli_epi32(a, n); }
+KIVI_INLINE VI vi_shift_signed(VI a, int n) { return _mm256_srai_epi32(a, n); }
+
+/* The same four bytes in every lane. */
+KIVI_INLINE VI vi_repeat4(const uint8_t *p)
+{
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm256_set1_epi32(four);
+}
+
+/* The low bytes of 16 lanes. */
+KIVI_INLINE void vi_store_bytes(uint8_t *to, const VI *a)
+{
+    const VI byte = _mm256_set1_epi32(0xff);
+    const VI words = _mm256_packus_epi32(vi_and(a[0], byte), vi_and(a[1], byte));
+    const VI ordered = _mm256_permute4x64_epi64(words, 0xd8);
+
+    _mm_storeu_si128((__m128i *)to, _mm_packus_epi16(_mm256_castsi256_si128(ordered),
+                                                     _mm256_extracti128_si256(ordered, 1)));
+}
+
+/* 16 lanes as 16 bits; they fit. */
+KIVI_INLINE void vi_store_words(int16_t *to, const VI *a)
+{
+    const VI words = _mm256_packs_epi32(a[0], a[1]);
+
+    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(words, 0xd8));
+}
+
+/* ------------------------------------------- 16-bit integers, twice as many lanes */
+
+/* a * b / 2^15, rounded. */
+KIVI_INLINE VI vw_multiply(VI a, VI b) { return _mm256_mulhrs_epi16(a, b); }
+/* The sums of neighbours' squares, in 32 bits. */
+KIVI_INLINE VI vw_squares(VI a) { return _mm256_madd_epi16(a, a); }
+
+/* The low bytes of a and of b, each in order. */
+KIVI_INLINE void vw_store_bytes(uint8_t *to_a, uint8_t *to_b, VI a, VI b)
+{
+    const VI byte = _mm256_set1_epi16(0xff);
+    const VI bytes = _mm256_packus_epi16(vi_and(a, byte), vi_and(b, byte));
+    const VI ordered = _mm256_permute4x64_epi64(bytes, 0xd8);
+
+    _mm_storeu_si128((__m128i *)to_a, _mm256_castsi256_si128(ordered));
+    _mm_storeu_si128((__m128i *)to_b, _mm256_extracti128_si256(ordered, 1));
+}
+
+/* a = 256 * high + low, both signed. */
+KIVI_INLINE void vw_store_signed_digits(uint8_t *low, uint8_t *high, VI a)
+{
+    const VI carried = _mm256_add_epi16(a, _mm256_set1_epi16(128));
+
+    vw_store_bytes(low, high, a, _mm256_srli_epi16(carried, 8));
+}
+
+/* The same, both unsigned, a >= 0. */
+KIVI_INLINE void vw_store_digits(uint8_t *low, uint8_t *high, VI a)
+{
+    vw_store_bytes(low, high, a, _mm256_srli_epi16(a, 8));
+}
+
+/* ------------------------------------------------------------------ floats */
+
+KIVI_INLINE VF vf_zero(void) { return _mm256_setzero_ps(); }
+KIVI_INLINE VF vf_set(float x) { return _mm256_set1_ps(x); }
+KIVI_INLINE VF vf_load(const float *p) { return _mm256_loadu_ps(p); }
+KIVI_INLINE void vf_store(float *p, VF a) { _mm256_storeu_ps(p, a); }
+KIVI_INLINE VF vf_add(VF a, VF b) { return _mm256_add_ps(a, b); }
+KIVI_INLINE VF vf_sub(VF a, VF b) { return _mm256_sub_ps(a, b); }
+KIVI_INLINE VF vf_mul(VF a, VF b) { return _mm256_mul_ps(a, b); }
+KIVI_INLINE VF vf_div(VF a, VF b) { return _mm256_div_ps(a, b); }
+KIVI_INLINE VF vf_min(VF a, VF b) { return _mm256_min_ps(a, b); }
+KIVI_INLINE VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }
+KIVI_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
+KIVI_INLINE VF vf_abs(VF a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+KIVI_INLINE VF vf_of(VI a) { return _mm256_cvtepi32_ps(a); }
+KIVI_INLINE VI vi_round(VF a) { return _mm256_cvtps_epi32(a); } /* nearest, ties to even */
+KIVI_INLINE VI vi_bits(VF a) { return _mm256_castps_si256(a); }
+KIVI_INLINE VF vf_bits(VI a) { return _mm256_castsi256_ps(a); }
+
+KIVI_INLINE VM vm_equal(VF a, VF b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+KIVI_INLINE VM vm_less(VF a, VF b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
+KIVI_INLINE int vm_any(VM m) { return _mm256_movemask_ps(m) != 0; }
+KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm256_blendv_ps(no, yes, m); }
+
+KIVI_INLINE float vf_sum(VF a)
+{
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+KIVI_INLINE float vf_largest(VF a)
+{
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+/* ----------------------------------------------------------- half precision */
+
+KIVI_INLINE VF vf_load_half(const uint16_t *p)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+KIVI_INLINE void vf_store_half(uint16_t *p, VF a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+KIVI_INLINE VF vf_round_half(VF a)
+{
+    return _mm256_cvtph_ps(_mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
+{
+    const __m128i x = _mm_loadu_si128((const __m128i *)p);
+    return vf_bits(vi_shift_left(_mm256_cvtepu16_epi32(x), 16));
+}
+
+/* ------------------------------------------------ what simd/dot_pairs.h needs */
+
+/* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */
+KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm256_maddubs_epi16(u, s); }
+KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm256_add_epi16(a, b); }
+/* The sum of neighbouring 16 bits, times x. */
+KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm256_madd_epi16(a, _mm256_set1_epi16(x)); }
+KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm256_set1_epi8(15)); }
+
+#endif

@@ -1,0 +1,129 @@
+/* The vector vocabulary of src/cpu/simd in AVX-512 F, BW, DQ, VL: sixteen lanes of 32 bits. */
+#ifndef KIVI_AVX512_ZMM_H
+#define KIVI_AVX512_ZMM_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define KIVI_INLINE static inline __attribute__((always_inline))
+
+#define LANES 16
+#define OPERANDS 8 /* dot products that share unpacked codes: what 32 registers hold */
+
+typedef __m512i VI;
+typedef __m512 VF;
+typedef __mmask16 VM;
+
+/* ---------------------------------------------------------------- integers */
+
+KIVI_INLINE VI vi_zero(void) { return _mm512_setzero_si512(); }
+KIVI_INLINE VI vi_set(int32_t x) { return _mm512_set1_epi32(x); }
+KIVI_INLINE VI vi_load(const void *p) { return _mm512_loadu_si512(p); }
+KIVI_INLINE void vi_store(void *p, VI a) { _mm512_storeu_si512(p, a); }
+KIVI_INLINE VI vi_add(VI a, VI b) { return _mm512_add_epi32(a, b); }
+KIVI_INLINE VI vi_and(VI a, VI b) { return _mm512_and_si512(a, b); }
+KIVI_INLINE VI vi_or(VI a, VI b) { return _mm512_or_si512(a, b); }
+KIVI_INLINE VI vi_shift_left(VI a, unsigned n) { return _mm512_slli_epi32(a, n); }
+KIVI_INLINE VI vi_shift_right(VI a, unsigned n) { return _mm512_srli_epi32(a, n); }
+KIVI_INLINE VI vi_shift_signed(VI a, unsigned n) { return _mm512_srai_epi32(a, n); }
+
+/* The same four bytes in every lane. */
+KIVI_INLINE VI vi_repeat4(const uint8_t *p)
+{
+    int32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return _mm512_set1_epi32(four);
+}
+
+/* The low bytes of 16 lanes. */
+KIVI_INLINE void vi_store_bytes(uint8_t *to, const VI *a)
+{
+    _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(a[0]));
+}
+
+/* 16 lanes as 16 bits. */
+KIVI_INLINE void vi_store_words(int16_t *to, const VI *a)
+{
+    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(a[0]));
+}
+
+/* ------------------------------------------- 16-bit integers, twice as many lanes */
+
+/* a * b / 2^15, rounded. */
+KIVI_INLINE VI vw_multiply(VI a, VI b) { return _mm512_mulhrs_epi16(a, b); }
+/* The sums of neighbours' squares, in 32 bits. */
+KIVI_INLINE VI vw_squares(VI a) { return _mm512_madd_epi16(a, a); }
+
+/* a = 256 * high + low, both signed. */
+KIVI_INLINE void vw_store_signed_digits(uint8_t *low, uint8_t *high, VI a)
+{
+    const VI carried = _mm512_add_epi16(a, _mm512_set1_epi16(128));
+
+    _mm256_storeu_si256((__m256i *)low, _mm512_cvtepi16_epi8(a));
+    _mm256_storeu_si256((__m256i *)high, _mm512_cvtepi16_epi8(_mm512_srli_epi16(carried, 8)));
+}
+
+/* The same, both unsigned, a >= 0. */
+KIVI_INLINE void vw_store_digits(uint8_t *low, uint8_t *high, VI a)
+{
+    _mm256_storeu_si256((__m256i *)low, _mm512_cvtepi16_epi8(a));
+    _mm256_storeu_si256((__m256i *)high, _mm512_cvtepi16_epi8(_mm512_srli_epi16(a, 8)));
+}
+
+/* ------------------------------------------------------------------ floats */
+
+KIVI_INLINE VF vf_zero(void) { return _mm512_setzero_ps(); }
+KIVI_INLINE VF vf_set(float x) { return _mm512_set1_ps(x); }
+KIVI_INLINE VF vf_load(const float *p) { return _mm512_loadu_ps(p); }
+KIVI_INLINE void vf_store(float *p, VF a) { _mm512_storeu_ps(p, a); }
+KIVI_INLINE VF vf_add(VF a, VF b) { return _mm512_add_ps(a, b); }
+KIVI_INLINE VF vf_sub(VF a, VF b) { return _mm512_sub_ps(a, b); }
+KIVI_INLINE VF vf_mul(VF a, VF b) { return _mm512_mul_ps(a, b); }
+KIVI_INLINE VF vf_div(VF a, VF b) { return _mm512_div_ps(a, b); }
+KIVI_INLINE VF vf_min(VF a, VF b) { return _mm512_min_ps(a, b); }
+KIVI_INLINE VF vf_max(VF a, VF b) { return _mm512_max_ps(a, b); }
+KIVI_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
+KIVI_INLINE VF vf_abs(VF a) { return _mm512_abs_ps(a); }
+KIVI_INLINE VF vf_of(VI a) { return _mm512_cvtepi32_ps(a); }
+KIVI_INLINE VI vi_round(VF a) { return _mm512_cvtps_epi32(a); } /* nearest, ties to even */
+KIVI_INLINE VI vi_bits(VF a) { return _mm512_castps_si512(a); }
+KIVI_INLINE VF vf_bits(VI a) { return _mm512_castsi512_ps(a); }
+
+KIVI_INLINE VM vm_equal(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+KIVI_INLINE VM vm_less(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+KIVI_INLINE int vm_any(VM m) { return m != 0; }
+KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, no, yes); }
+
+KIVI_INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
+KIVI_INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
+
+/* ----------------------------------------------------------- half precision */
+
+KIVI_INLINE VF vf_load_half(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+KIVI_INLINE void vf_store_half(uint16_t *p, VF a)
+{
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+KIVI_INLINE VF vf_round_half(VF a)
+{
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
+{
+    const __m256i x = _mm256_loadu_si256((const __m256i *)p);
+    return vf_bits(vi_shift_left(_mm512_cvtepu16_epi32(x), 16));
+}
+
+/* ------------------------------------------------ what simd/dot_pairs.h needs */
+
+/* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */
+KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm512_maddubs_epi16(u, s); }
+KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }
+/* The sum of neighbouring 16 bits, times x. */
+KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm512_madd_epi16(a, _mm512_set1_epi16(x)); }
+KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm512_set1_epi8(15)); }
+
+#endif

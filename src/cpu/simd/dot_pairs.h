@@ -1,0 +1,48 @@
+/*
+ * Four-way dot products for x86 without VNNI: products of bytes are summed by pairs in 16 bits, and
+ * these, before they can overflow, in 32.
+ */
+#ifndef KIVI_DOT_PAIRS_H
+#define KIVI_DOT_PAIRS_H
+
+typedef struct {
+    VI low, high; /* of the codes' nibbles; `high` only at 8 bits */
+} VD;
+
+/* How many products one VD takes. */
+#define DOTS_SIGNED(bits) ((bits) == 2 ? 40 : 8)  /* 2 * 128 * 3 and 2 * 128 * 15 to a product */
+#define DOTS_UNSIGNED(bits) ((bits) == 2 ? 20 : 4) /* 2 * 255 * 3 and 2 * 255 * 15 */
+
+KIVI_INLINE VD vd_zero(void)
+{
+    return (VD){vi_zero(), vi_zero()};
+}
+
+KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
+{
+    if (bits < 8) {
+        sum.low = vi_add16(sum.low, vi_pairs(codes, digits));
+    } else {
+        const VI high = vi_low_nibbles(vi_shift_right(codes, 4));
+
+        sum.low = vi_add16(sum.low, vi_pairs(vi_low_nibbles(codes), digits));
+        sum.high = vi_add16(sum.high, vi_pairs(high, digits));
+    }
+    return sum;
+}
+
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
+{
+    (void)bits;
+    sum.low = vi_add16(sum.low, vi_pairs(digits, codes));
+    return sum;
+}
+
+KIVI_INLINE VI vd_sum(VD sum, uint32_t bits)
+{
+    const VI low = vi_widen(sum.low, 1);
+
+    return bits < 8 ? low : vi_add(low, vi_widen(sum.high, 16));
+}
+
+#endif

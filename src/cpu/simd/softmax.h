@@ -1,0 +1,118 @@
+/* The functions of the softmax, for any vector length. */
+#ifndef KIVI_SIMD_SOFTMAX_H
+#define KIVI_SIMD_SOFTMAX_H
+
+/* The last n < LANES numbers, and `padding` for the rest of the vector. */
+KIVI_INLINE VF load_last(const float *x, size_t n, float padding)
+{
+    float whole[LANES];
+
+    vf_store(whole, vf_set(padding));
+    memcpy(whole, x, n * sizeof *x);
+    return vf_load(whole);
+}
+
+KIVI_INLINE void store_last(float *x, size_t n, VF a)
+{
+    float whole[LANES];
+
+    vf_store(whole, a);
+    memcpy(x, whole, n * sizeof *x);
+}
+
+/* exp(x) for x <= 0; 0 where the result would be subnormal. With x = n ln 2 + r, |r| <= ln 2 / 2, it is
+ * 2^n times a polynomial in r: the minimax one of degree 6 with the first two coefficients fixed at 1,
+ * as in Cephes expf; relative error 2e-7. */
+KIVI_INLINE VF exp_of(VF x)
+{
+    const VF lowest = vf_set(-87.3365f); /* ln 2^-126 = -87.33654 */
+    const VF clamped = vf_max(x, lowest);
+    const VI n = vi_round(vf_mul(clamped, vf_set(1.44269504f)));
+    const VF turns = vf_of(n);
+    /* ln 2 in two parts, the first with few bits: exact times n */
+    const VF r = vf_fma(turns, vf_set(2.12194440e-4f), vf_fma(turns, vf_set(-0.693359375f), clamped));
+    VF y = vf_set(1.9875691500e-4f);
+
+    y = vf_fma(y, r, vf_set(1.3981999507e-3f));
+    y = vf_fma(y, r, vf_set(8.3334519073e-3f));
+    y = vf_fma(y, r, vf_set(4.1665795894e-2f));
+    y = vf_fma(y, r, vf_set(1.6666665459e-1f));
+    y = vf_fma(y, r, vf_set(5.0000001201e-1f));
+    y = vf_fma(y, vf_mul(r, r), vf_add(r, vf_set(1)));
+    y = vf_mul(y, vf_bits(vi_shift_left(vi_add(n, vi_set(127)), 23)));
+    return vf_select(vm_less(x, lowest), vf_zero(), y);
+}
+
+/* tanh(x): from exp(-2|x|), or where that would cancel from Cephes' polynomial for |x| < 0.625. */
+KIVI_INLINE VF tanh_of(VF x)
+{
+    const VF size = vf_abs(x), square = vf_mul(x, x);
+    const VF power = exp_of(vf_mul(size, vf_set(-2)));
+    const VF large = vf_div(vf_sub(vf_set(1), power), vf_add(vf_set(1), power));
+    const VF sign = vf_bits(vi_and(vi_bits(x), vi_set(INT32_MIN)));
+    VF y = vf_set(-5.70498872745e-3f);
+
+    y = vf_fma(y, square, vf_set(2.06390887954e-2f));
+    y = vf_fma(y, square, vf_set(-5.37397155531e-2f));
+    y = vf_fma(y, square, vf_set(1.33314422036e-1f));
+    y = vf_fma(y, square, vf_set(-3.33332819422e-1f));
+    y = vf_fma(vf_mul(y, square), x, x);
+    return vf_select(vm_less(size, vf_set(0.625f)), y,
+                     vf_bits(vi_or(vi_bits(large), vi_bits(sign))));
+}
+
+static void softcap(float *x, size_t n, float cap)
+{
+    size_t i;
+
+    for (i = 0; i + LANES <= n; i += LANES)
+        vf_store(x + i, vf_mul(tanh_of(vf_div(vf_load(x + i), vf_set(cap))), vf_set(cap)));
+    if (i < n)
+        store_last(x + i, n - i, vf_mul(tanh_of(vf_div(load_last(x + i, n - i, 0), vf_set(cap))),
+                                        vf_set(cap)));
+}
+
+static float largest(const float *x, size_t n)
+{
+    VF max = vf_set(x[0]);
+    size_t i;
+
+    for (i = 0; i + LANES <= n; i += LANES)
+        max = vf_max(max, vf_load(x + i));
+    if (i < n)
+        max = vf_max(max, load_last(x + i, n - i, x[0]));
+    return vf_largest(max);
+}
+
+static float exp_sum(float *x, size_t n, float max)
+{
+    const VF top = vf_set(max);
+    VF sum = vf_zero();
+    size_t i;
+
+    for (i = 0; i + LANES <= n; i += LANES) {
+        const VF y = exp_of(vf_sub(vf_load(x + i), top));
+
+        vf_store(x + i, y);
+        sum = vf_add(sum, y);
+    }
+    if (i < n) {
+        const VF y = exp_of(vf_sub(load_last(x + i, n - i, -INFINITY), top));
+
+        store_last(x + i, n - i, y);
+        sum = vf_add(sum, y);
+    }
+    return vf_sum(sum);
+}
+
+static void scale(float *x, size_t n, float factor)
+{
+    size_t i;
+
+    for (i = 0; i + LANES <= n; i += LANES)
+        vf_store(x + i, vf_mul(vf_load(x + i), vf_set(factor)));
+    for (; i < n; i++)
+        x[i] *= factor;
+}
+
+#endif

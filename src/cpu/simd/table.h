@@ -1,0 +1,54 @@
+/*
+ * A kernel table for a vector instruction set: the last thing that its source file includes, after its
+ * vocabulary. The vocabulary is all that differs between instruction sets:
+ *
+ *   LANES            lanes of 32 bits in a vector: 4, 8 or 16
+ *   OPERANDS         dot products that share unpacked codes, 2, 4 or 8
+ *   VI, VF, VM       integers, floats, and the result of a comparison
+ *   vi_*, vf_*, vm_* operations on them, lane by lane unless their comment says otherwise
+ *   VD, vd_*         four-way dot products of bytes, vd_signed of codes (unsigned) with signed digits,
+ *                    vd_unsigned of codes of up to 4 bits with unsigned digits; up to
+ *                    DOTS_SIGNED(bits) or DOTS_UNSIGNED(bits) of them before vd_sum gives the lanes'
+ *                    sums of 32 bits
+ *
+ * src/avx2/ymm.h is one to compare with.
+ */
+#ifndef KIVI_SIMD_TABLE_H
+#define KIVI_SIMD_TABLE_H
+
+#include <math.h>
+#include <string.h>
+
+#include "../kernels.h"
+
+/* A loop of few turns whose variables are to stay in registers. */
+#if defined(__clang__)
+#define KIVI_UNROLL _Pragma("unroll")
+#else
+#define KIVI_UNROLL _Pragma("GCC unroll 32")
+#endif
+
+#include "attention.h"
+#include "quantizer.h"
+#include "rows.h"
+#include "softmax.h"
+
+#define KIVI_SIMD_TABLE(variable, title, about, features)                                          \
+    const struct kivi_kernels variable = {                                                         \
+        .name = title,                                                                             \
+        .description = about,                                                                      \
+        .required = features,                                                                      \
+        .to_f16 = {f16_from_f32, f16_from_f16, f16_from_bf16},                                     \
+        .quantize_k = quantize_k,                                                                  \
+        .quantize_v = quantize_v,                                                                  \
+        .k_scores = k_scores,                                                                      \
+        .v_accumulate = v_accumulate,                                                              \
+        .f16_scores = f16_scores,                                                                  \
+        .f16_accumulate = f16_accumulate,                                                          \
+        .softcap = softcap,                                                                        \
+        .max = largest,                                                                            \
+        .exp_sum = exp_sum,                                                                        \
+        .scale = scale,                                                                            \
+    }
+
+#endif
