@@ -29,8 +29,8 @@
 #endif
 
 #include "attention.h"
-#include "quantizer.h"
 #include "rows.h"
+#include "quantizer.h"
 #include "softmax.h"
 
 #define KIVI_SIMD_TABLE(variable, title, about, features)                                          \
