@@ -40,7 +40,7 @@ build: ## The optimized library and tools, in build/release
 	$(call build,release)
 
 demo: build ## A small language model on several caches, side by side
-	build/release/examples/kivi-lm $(demo_args) --cache f16,kivi4,kivi2,k2t
+	OMP_WAIT_POLICY=passive build/release/examples/kivi-lm $(demo_args) --cache f16,kivi4,kivi2,k2t
 
 bench: build ## The standard table of speeds
 	build/release/bench/kivi-bench all

@@ -247,6 +247,8 @@ static kivi_status get_layer(struct reader *r, uint32_t index, struct kivi_layer
     s.k_low = kivi_get64(record + 40);
     s.v_low = kivi_get64(record + 48);
     s.payload = kivi_get64(record + 56);
+    if (kivi_get32(record + 64) != 0)
+        return damaged(error, "a reserved field of a layer is not 0");
     status = check_layer(r, index, &s, error);
     if (status != KIVI_OK)
         return status;

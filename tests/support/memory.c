@@ -42,7 +42,7 @@ static void *take(void *context, size_t bytes, size_t alignment)
     header.bytes = bytes;
     header.magic = MAGIC;
     at = ((uintptr_t)header.start + padding) & ~(uintptr_t)(alignment - 1);
-    memset((void *)at, 0xa5, bytes); /* nothing may count on zeros */
+    memset((void *)at, atomic_load(&memory->fill), bytes);
     memcpy((void *)(at - sizeof header), &header, sizeof header);
     atomic_fetch_add(&memory->blocks, 1);
     atomic_fetch_add(&memory->bytes, bytes);
@@ -70,6 +70,7 @@ void memory_init(struct memory *memory)
     atomic_init(&memory->bytes, 0);
     atomic_init(&memory->fail_at, 0);
     atomic_init(&memory->fail_after, 0);
+    atomic_init(&memory->fill, 0xa5);
 }
 
 kivi_allocator memory_allocator(struct memory *memory)

@@ -1,0 +1,480 @@
+/* Saving and loading: docs/format.md makes the promises. KIVI_WRITE_VECTORS=1 writes the files of
+ * tests/vectors/save anew instead of comparing with them. */
+#include <check.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/crc32c.h"
+#include "support/buffer.h"
+#include "support/fixture.h"
+#include "support/session.h"
+#include "support/suite.h"
+
+#define LENGTH(array) (sizeof(array) / sizeof(array)[0])
+
+static struct buffer saved_sequence(const struct session *s, kivi_seq seq)
+{
+    struct buffer file;
+    kivi_error error;
+    uint64_t size;
+
+    buffer_init(&file);
+    session_ok(kivi_seq_save(s->cache, seq, buffer_write, &file, &error), &error);
+    session_ok(kivi_seq_save_size(s->cache, seq, &size, &error), &error);
+    ck_assert_uint_eq(file.size, size);
+    return file;
+}
+
+static kivi_seq loaded(const struct session *s, struct buffer *file)
+{
+    kivi_error error;
+    kivi_seq seq;
+
+    file->at = 0;
+    session_ok(kivi_seq_load(s->cache, buffer_read, file, &seq, &error), &error);
+    ck_assert_uint_eq(file->at, file->size);
+    return seq;
+}
+
+static void check_same_bytes(const struct buffer *a, const struct buffer *b, const char *what)
+{
+    size_t i = 0;
+
+    ck_assert_msg(a->size == b->size, "%s: %zu bytes, not %zu", what, a->size, b->size);
+    while (i < a->size && a->data[i] == b->data[i])
+        i++;
+    ck_assert_msg(i == a->size, "%s: byte %zu is 0x%02x, not 0x%02x", what, i, a->data[i],
+                  b->data[i]);
+}
+
+/* ---------------------------------------------------------------- checksum */
+
+START_TEST(checksum_is_castagnoli)
+{
+    unsigned char data[2000];
+    size_t i;
+    uint32_t parts;
+
+    ck_assert_uint_eq(kivi_crc32c(0, "123456789", 9), 0xe3069283u); /* its published check value */
+    memset(data, 0, sizeof data);
+    ck_assert_uint_eq(kivi_crc32c(0, data, 32), 0x8a9136aau); /* RFC 3720, B.4 */
+    memset(data, 0xff, 32);
+    ck_assert_uint_eq(kivi_crc32c(0, data, 32), 0x62a8ab43u);
+    for (i = 0; i < sizeof data; i++)
+        data[i] = (unsigned char)(i * 7 + i / 256);
+    for (i = 0; i <= sizeof data; i += 37) { /* in two parts, short and long */
+        parts = kivi_crc32c(kivi_crc32c(0, data, i), data + i, sizeof data - i);
+        ck_assert_uint_eq(parts, kivi_crc32c(0, data, sizeof data));
+    }
+}
+END_TEST
+
+/* -------------------------------------------------------------- round trips */
+
+static const uint64_t lengths[] = {0, 1, 31, 63, 64, 65, 128, 200, 300};
+
+static void round_trip(const kivi_config *config, int backend, uint64_t n, uint64_t dropped)
+{
+    struct session s, t;
+    struct buffer file, again;
+    kivi_error error;
+    kivi_seq a, b;
+
+    session_open(&s, config, backend_name(backend));
+    session_open(&t, config, "scalar");
+    a = session_new(&s);
+    session_append(&s, a, 1, n);
+    if (dropped)
+        session_ok(kivi_seq_truncate(s.cache, a, n - dropped, &error), &error);
+    file = saved_sequence(&s, a);
+    b = loaded(&t, &file);
+    session_check_same(&s, a, &t, b, "loaded by the scalar backend");
+    again = saved_sequence(&t, b);
+    /* The handle, and its checksum, may be another. */
+    memcpy(again.data + 56, file.data + 56, 12);
+    check_same_bytes(&again, &file, "saved again");
+    session_append(&s, a, 2, 70);
+    session_append(&t, b, 2, 70);
+    session_check_same(&s, a, &t, b, "both appended to");
+    buffer_free(&file);
+    buffer_free(&again);
+    session_close(&s);
+    session_close(&t);
+}
+
+START_TEST(round_trips)
+{
+    static const uint8_t bits[][2] = {{2, 2}, {4, 2}, {2, 8}, {8, 4}, {16, 16}, {16, 2}};
+    kivi_config config;
+    size_t i, j;
+
+    session_config(&config);
+    for (i = 0; i < LENGTH(bits); i++) {
+        const uint8_t k_bits[] = {bits[i][0], 2}, v_bits[] = {bits[i][1], 4};
+
+        config.layer_k_bits = k_bits;
+        config.layer_v_bits = v_bits;
+        config.n_sink = i % 2 ? 5 : 0;
+        config.rollback = i % 3 ? 0 : 40;
+        for (j = 0; j < LENGTH(lengths); j++) {
+            round_trip(&config, _i, lengths[j], 0);
+            if (lengths[j] > 20)
+                round_trip(&config, _i, lengths[j], 17);
+        }
+    }
+}
+END_TEST
+
+/* A reader that keeps fewer rows takes what it needs. */
+START_TEST(windows_may_differ)
+{
+    struct session s, t;
+    struct buffer file;
+    kivi_config config;
+    kivi_seq a, b, c;
+
+    session_config(&config);
+    config.rollback = 96;
+    session_open(&s, &config, backend_name(_i));
+    config.rollback = 0;
+    session_open(&t, &config, backend_name(_i));
+    a = session_new(&s);
+    session_append(&s, a, 1, 250);
+    file = saved_sequence(&s, a);
+    b = loaded(&t, &file);
+    c = session_new(&t);
+    session_append(&t, c, 1, 250);
+    session_check_same(&t, c, &t, b, "loaded without the rollback's rows");
+    buffer_free(&file);
+    file = saved_sequence(&t, b);
+    b = loaded(&s, &file);
+    session_check_same(&t, c, &s, b, "loaded where there is room for more");
+    buffer_free(&file);
+    session_close(&s);
+    session_close(&t);
+}
+END_TEST
+
+/* Nothing of what memory held before gets into a file, nor the backend, nor tokens that are gone. */
+START_TEST(bytes_depend_on_tokens_alone)
+{
+    struct buffer files[2];
+    kivi_config config;
+    int i, gone;
+
+    session_config(&config);
+    for (gone = 0; gone < 2; gone++) {
+        for (i = 0; i < 2; i++) {
+            struct session s;
+            kivi_error error;
+            kivi_seq seq;
+
+            session_open(&s, &config, i ? backend_name(_i) : "scalar");
+            atomic_store(&s.memory.fill, i ? 0x11 : 0xee);
+            seq = session_new(&s);
+            session_append(&s, seq, 1, 203);
+            if (gone) { /* other tokens are left behind in the blocks */
+                session_append(&s, seq, i ? 2 : 3, 40);
+                session_ok(kivi_seq_truncate(s.cache, seq, 203, &error), &error);
+            }
+            files[i] = saved_sequence(&s, seq);
+            session_close(&s);
+        }
+        check_same_bytes(&files[1], &files[0], gone ? "after a truncation" : "the same tokens");
+        buffer_free(&files[0]);
+        buffer_free(&files[1]);
+    }
+}
+END_TEST
+
+START_TEST(whole_caches)
+{
+    struct session s, t;
+    struct buffer file;
+    kivi_config config;
+    kivi_error error;
+    kivi_seq seqs[4], olds[4], news[4];
+    size_t n = 0, i, j, found = 0;
+
+    session_config(&config);
+    session_open(&s, &config, backend_name(_i));
+    session_open(&t, &config, backend_name(_i));
+    seqs[0] = session_new(&s);
+    session_append(&s, seqs[0], 1, 150);
+    seqs[1] = session_fork(&s, seqs[0]);
+    session_append(&s, seqs[1], 2, 33);
+    seqs[2] = session_new(&s);
+    seqs[3] = session_new(&s);
+    session_append(&s, seqs[3], 3, 7);
+    buffer_init(&file);
+    session_ok(kivi_cache_save(s.cache, buffer_write, &file, &error), &error);
+
+    ck_assert_int_eq(kivi_cache_load(t.cache, buffer_read, &file, olds, news, 3, &n, &error),
+                     KIVI_ERROR_CAPACITY);
+    ck_assert_uint_eq(n, 4);
+    ck_assert_uint_eq(session_stats(&t).sequences, 0);
+    file.at = 0;
+    ck_assert_int_eq(kivi_seq_load(t.cache, buffer_read, &file, &news[0], &error),
+                     KIVI_ERROR_CAPACITY);
+    file.at = 0;
+    session_ok(kivi_cache_load(t.cache, buffer_read, &file, olds, news, 4, &n, &error), &error);
+    ck_assert_uint_eq(n, 4);
+    for (i = 0; i < 4; i++) {
+        for (j = 0; j < 4; j++) {
+            if (olds[i] != seqs[j])
+                continue;
+            session_check_same(&s, seqs[j], &t, news[i], "sequence of a whole cache");
+            found++;
+        }
+    }
+    ck_assert_uint_eq(found, 4);
+    buffer_free(&file);
+    session_close(&s);
+    session_close(&t);
+}
+END_TEST
+
+/* ------------------------------------------------------------------ damage */
+
+static struct fixture fixture;
+
+static struct buffer saved_fixture(void)
+{
+    struct buffer file;
+
+    fixture_open(&fixture, NULL);
+    buffer_init(&file);
+    ck_assert_int_eq(kivi_seq_save(fixture.cache, fixture.other, buffer_write, &file, NULL), KIVI_OK);
+    return file;
+}
+
+static void check_refused(struct buffer *file, const char *what, size_t at)
+{
+    kivi_seq seq = 1, old;
+    kivi_error error;
+    kivi_status status;
+    size_t n;
+
+    file->at = 0;
+    status = kivi_seq_load(fixture.cache, buffer_read, file, &seq, &error);
+    ck_assert_msg(status == KIVI_ERROR_FORMAT || status == KIVI_ERROR_IO
+                      || status == KIVI_ERROR_CAPACITY,
+                  "%s at %zu: status %d", what, at, status);
+    ck_assert_msg(error.message[0] && seq == 0, "%s at %zu: no message, or a sequence", what, at);
+    file->at = 0;
+    status = kivi_cache_load(fixture.cache, buffer_read, file, &old, &seq, 1, &n, &error);
+    ck_assert_msg(status != KIVI_OK, "%s at %zu: loaded", what, at);
+}
+
+START_TEST(every_damaged_byte_is_found)
+{
+    struct buffer file = saved_fixture();
+    struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
+    size_t i;
+
+    for (i = 0; i < file.size; i++) {
+        const unsigned char flip = (unsigned char)(1u << i % 8);
+
+        file.data[i] ^= flip;
+        check_refused(&file, "a flipped bit", i);
+        file.data[i] ^= flip;
+    }
+    snapshot_check(&before, &fixture, "damaged files");
+    buffer_free(&file);
+    fixture_close(&fixture);
+}
+END_TEST
+
+START_TEST(every_truncation_is_found)
+{
+    struct buffer file = saved_fixture();
+    struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
+
+    for (file.limit = 0; file.limit < file.size; file.limit++)
+        check_refused(&file, "an end", file.limit);
+    snapshot_check(&before, &fixture, "truncated files");
+    buffer_free(&file);
+    fixture_close(&fixture);
+}
+END_TEST
+
+/* Lies with correct checksums: lengths that do not fit, a scale below 0, numbers that are not finite. */
+START_TEST(lies_are_found)
+{
+    enum { RECORD = 56 + 12, PAYLOAD = RECORD + 72 };
+    static const size_t fields[] = {0, 4, 8, 16, 24, 32, 40, 48, 56, 64};
+    struct buffer file = saved_fixture();
+    struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
+    unsigned char *record = file.data + RECORD;
+    uint64_t payload = 0;
+    size_t i, j;
+
+    for (i = 0; i < 8; i++)
+        payload |= (uint64_t)record[56 + i] << (8 * i);
+    for (i = 0; i < LENGTH(fields); i++) {
+        for (j = 0; j < (i < 2 || i == 9 ? 4u : 8u); j++) {
+            unsigned char copy[72];
+            uint32_t crc;
+
+            memcpy(copy, record, sizeof copy);
+            record[fields[i] + j] += (unsigned char)(j == 0 ? 32 : 1);
+            crc = kivi_crc32c(0, record, 68);
+            record[68] = (unsigned char)crc, record[69] = (unsigned char)(crc >> 8);
+            record[70] = (unsigned char)(crc >> 16), record[71] = (unsigned char)(crc >> 24);
+            check_refused(&file, "a wrong length in field", i);
+            memcpy(record, copy, sizeof copy);
+        }
+    }
+    for (i = 1; i < payload; i += 2) { /* the high byte of halves: not finite, or negative */
+        unsigned char *byte = file.data + PAYLOAD + i, *end = file.data + PAYLOAD + payload;
+        const unsigned char was = *byte;
+        kivi_seq seq;
+        uint32_t crc;
+
+        *byte = 0xff;
+        crc = kivi_crc32c(0, file.data + PAYLOAD, payload);
+        end[0] = (unsigned char)crc, end[1] = (unsigned char)(crc >> 8);
+        end[2] = (unsigned char)(crc >> 16), end[3] = (unsigned char)(crc >> 24);
+        file.at = 0;
+        /* A code may be anything; in a row or a scale this is an error. Neither may crash. */
+        if (kivi_seq_load(fixture.cache, buffer_read, &file, &seq, NULL) == KIVI_OK)
+            ck_assert_int_eq(kivi_seq_destroy(fixture.cache, seq, NULL), KIVI_OK);
+        else
+            ck_assert_uint_eq(seq, 0);
+        *byte = was;
+    }
+    snapshot_check(&before, &fixture, "files that lie");
+    buffer_free(&file);
+    fixture_close(&fixture);
+}
+END_TEST
+
+START_TEST(write_failures_are_reported)
+{
+    struct buffer whole = saved_fixture(), file;
+    kivi_error error;
+
+    buffer_init(&file);
+    for (file.limit = 0; file.limit < whole.size; file.limit += 1 + whole.size / 50) {
+        file.size = 0;
+        ck_assert_int_eq(kivi_seq_save(fixture.cache, fixture.other, buffer_write, &file, &error),
+                         KIVI_ERROR_IO);
+    }
+    buffer_free(&file);
+    buffer_free(&whole);
+    fixture_close(&fixture);
+}
+END_TEST
+
+/* ----------------------------------------------------------------- vectors */
+
+/* A cache whose numbers are the same on every machine, and a file that pins version 1. */
+struct vector {
+    const char *name;
+    uint8_t k_bits[2], v_bits[2];
+    uint32_t k_dim, v_dim, group, n_sink;
+    uint64_t n;
+};
+
+static const struct vector vectors[] = {
+    {"paper", {2, 2}, {2, 2}, 32, 32, 32, 0, 70},
+    {"mixed", {4, 16}, {8, 2}, 24, 40, 32, 3, 50},
+    {"wide", {8, 2}, {4, 16}, 8, 72, 64, 0, 70},
+};
+
+static struct buffer vector_of(const struct vector *v, kivi_cache **cache, const char *backend)
+{
+    const size_t n_k = (size_t)v->n * 2 * v->k_dim, n_v = (size_t)v->n * 2 * v->v_dim;
+    float *k = malloc(n_k * sizeof *k), *values = malloc(n_v * sizeof *values);
+    kivi_config config;
+    kivi_error error;
+    kivi_seq seq;
+    struct buffer file;
+    uint32_t layer;
+    size_t i;
+
+    ck_assert(k && values);
+    kivi_config_init(&config);
+    config.backend = backend;
+    config.n_layers = 2;
+    config.n_q_heads = config.n_kv_heads = 2;
+    config.k_dim = v->k_dim;
+    config.v_dim = v->v_dim;
+    config.group_size = v->group;
+    config.residual_length = v->group;
+    config.n_sink = v->n_sink;
+    config.layer_k_bits = v->k_bits;
+    config.layer_v_bits = v->v_bits;
+    session_ok(kivi_cache_create(&config, cache, &error), &error);
+    session_ok(kivi_seq_create(*cache, &seq, &error), &error);
+    for (layer = 0; layer < 2; layer++) {
+        for (i = 0; i < n_k; i++)
+            k[i] = (float)((i * 73 + layer * 11) % 509) / 128 - 2;
+        for (i = 0; i < n_v; i++)
+            values[i] = (float)((i * 41 + layer * 5) % 1021) / 512 - 1;
+        {
+            const ptrdiff_t ks = 2 * (ptrdiff_t)v->k_dim, vs = 2 * (ptrdiff_t)v->v_dim;
+            const kivi_in k_in = {k, KIVI_F32, ks, (ptrdiff_t)v->k_dim};
+            const kivi_in v_in = {values, KIVI_F32, vs, (ptrdiff_t)v->v_dim};
+
+            session_ok(kivi_append(*cache, layer, seq, v->n, k_in, v_in, &error), &error);
+        }
+    }
+    buffer_init(&file);
+    session_ok(kivi_cache_save(*cache, buffer_write, &file, &error), &error);
+    free(k);
+    free(values);
+    return file;
+}
+
+START_TEST(version_1_is_pinned)
+{
+    size_t i;
+
+    for (i = 0; i < LENGTH(vectors); i++) {
+        char path[512];
+        kivi_cache *cache;
+        struct buffer file = vector_of(&vectors[i], &cache, backend_name(_i)), golden;
+        kivi_seq old, seq;
+        kivi_error error;
+        size_t n;
+
+        snprintf(path, sizeof path, "%s/save/%s.kivi", KIVI_TEST_VECTORS, vectors[i].name);
+        if (getenv("KIVI_WRITE_VECTORS")) {
+            FILE *to = fopen(path, "wb");
+
+            ck_assert_msg(to && fwrite(file.data, 1, file.size, to) == file.size, "%s", path);
+            fclose(to);
+        }
+        buffer_load(&golden, path);
+        check_same_bytes(&file, &golden, vectors[i].name);
+        session_ok(kivi_cache_load(cache, buffer_read, &golden, &old, &seq, 1, &n, &error), &error);
+        buffer_free(&file);
+        buffer_free(&golden);
+        kivi_cache_destroy(cache);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("save");
+    TCase *trips = tcase_create("round trips"), *damage = tcase_create("damage");
+
+    tcase_add_test(trips, checksum_is_castagnoli);
+    tcase_add_loop_test(trips, round_trips, 0, backend_count());
+    tcase_add_loop_test(trips, windows_may_differ, 0, backend_count());
+    tcase_add_loop_test(trips, bytes_depend_on_tokens_alone, 0, backend_count());
+    tcase_add_loop_test(trips, whole_caches, 0, backend_count());
+    tcase_add_loop_test(trips, version_1_is_pinned, 0, backend_count());
+    tcase_add_test(damage, every_damaged_byte_is_found);
+    tcase_add_test(damage, every_truncation_is_found);
+    tcase_add_test(damage, lies_are_found);
+    tcase_add_test(damage, write_failures_are_reported);
+    tcase_set_timeout(trips, 0);
+    tcase_set_timeout(damage, 0);
+    suite_add_tcase(suite, trips);
+    suite_add_tcase(suite, damage);
+    return test_main(suite);
+}
