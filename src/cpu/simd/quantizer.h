@@ -210,10 +210,13 @@ static void quantize_k(const struct kivi_layout *l, const uint16_t *rows, size_t
 
 /* ------------------------------------------------------------------ values */
 
-/* Ranges of one group of channels of up to 32 tokens. */
+/* Ranges of all groups of up to 32 tokens: group * count + token. Together, so that one token of a few
+ * groups, as decoding appends it, fills a vector. */
+#define MAX_RANGES (MAX_DIM / 32 * KIVI_TILE)
+
 struct group_ranges {
-    float min[KIVI_TILE], divisor[KIVI_TILE];
-    uint8_t wide[KIVI_TILE];
+    float min[MAX_RANGES], divisor[MAX_RANGES];
+    float wide[MAX_RANGES]; /* 1 or 0 */
 };
 
 /* The ends of one token's group of n channels. */
@@ -242,41 +245,45 @@ KIVI_INLINE void find_ends(const uint16_t *x, uint32_t n, float *min, float *max
     *max = vf_largest(high);
 }
 
-/* Ranges of group `g` of `count` tokens; scales and minima go to the block. */
+/* Ranges of `count` tokens; scales and minima go to the block. */
 static void find_ranges(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
-                        uint32_t first, uint32_t count, uint32_t g, void *block,
-                        struct group_ranges *r)
+                        uint32_t first, uint32_t count, void *block, struct group_ranges *r)
 {
-    const uint32_t channel = g * l->group_size, left = l->dim - channel;
-    const uint32_t n = left < l->group_size ? left : l->group_size;
+    const uint32_t n = l->n_groups * count;
     const VF levels = levels_of(l->bits);
-    float min[KIVI_TILE] = {0}, max[KIVI_TILE] = {0};
-    uint16_t scales[KIVI_TILE], minima[KIVI_TILE];
-    uint32_t t;
+    uint16_t scales[MAX_RANGES], minima[MAX_RANGES];
+    uint32_t g, t, i;
 
-    for (t = 0; t < count; t++)
-        find_ends(rows + t * stride + channel, n, &min[t], &max[t]);
-    for (t = 0; t < count; t += LANES) {
-        const struct ranges v = ranges_of(vf_load(min + t), vf_load(max + t), levels);
-        float wide[LANES];
-        uint32_t i;
+    for (g = 0, i = 0; g < l->n_groups; g++) {
+        const uint32_t channel = g * l->group_size, left = l->dim - channel;
 
-        vf_store(r->min + t, v.min);
-        vf_store(r->divisor + t, v.divisor);
-        vf_store(wide, vf_select(v.wide, vf_set(1), vf_zero()));
-        for (i = 0; i < LANES; i++)
-            r->wide[t + i] = wide[i] != 0;
-        vf_store_half(scales + t, v.scale);
-        vf_store_half(minima + t, v.min);
+        for (t = 0; t < count; t++, i++)
+            find_ends(rows + t * stride + channel, left < l->group_size ? left : l->group_size,
+                      &r->min[i], &r->divisor[i]);
     }
-    memcpy(kivi_scales(l, block) + g * KIVI_TILE + first, scales, count * sizeof *scales);
-    memcpy(kivi_minima(l, block) + g * KIVI_TILE + first, minima, count * sizeof *minima);
+    for (; i % LANES > 0; i++) /* the last vector's other lanes: any number */
+        r->min[i] = r->divisor[i] = 0;
+    for (i = 0; i < n; i += LANES) {
+        const struct ranges v = ranges_of(vf_load(r->min + i), vf_load(r->divisor + i), levels);
+
+        vf_store(r->min + i, v.min);
+        vf_store(r->divisor + i, v.divisor);
+        vf_store(r->wide + i, vf_select(v.wide, vf_set(1), vf_zero()));
+        vf_store_half(scales + i, v.scale);
+        vf_store_half(minima + i, v.min);
+    }
+    for (g = 0; g < l->n_groups; g++) {
+        const size_t at = g * KIVI_TILE + first;
+
+        memcpy(kivi_scales(l, block) + at, scales + g * count, count * sizeof *scales);
+        memcpy(kivi_minima(l, block) + at, minima + g * count, count * sizeof *minima);
+    }
 }
 
 /* One vector of channels, of which n are there, of `count` tokens that share words, in whose places from
- * `first` on they are; their ranges are those from `token` on. bits is a constant. */
+ * `first` on they are; their ranges are those from `range` on. bits is a constant. */
 KIVI_INLINE void quantize_words(const uint16_t *rows, size_t stride, uint32_t n, uint32_t first,
-                                uint32_t count, const struct group_ranges *r, uint32_t token,
+                                uint32_t count, const struct group_ranges *r, uint32_t range,
                                 uint32_t *words, uint32_t bits)
 {
     const VF levels = levels_of(bits);
@@ -285,12 +292,13 @@ KIVI_INLINE void quantize_words(const uint16_t *rows, size_t stride, uint32_t n,
 
     for (i = 0; i < count; i++) {
         const uint32_t shift = kivi_code_shift(bits, first + i);
-        const VF x = n < LANES ? load_half_vector(rows + i * stride)
-                               : vf_load_half(rows + i * stride);
-        const VF exact = vf_sub(x, vf_set(r->min[token + i]));
-        const VF above = r->wide[token + i] ? exact : vf_round_half(exact);
+        const VF x =
+            n < LANES ? load_half_vector(rows + i * stride) : vf_load_half(rows + i * stride);
+        const VF exact = vf_sub(x, vf_set(r->min[range + i]));
+        const VF above = r->wide[range + i] != 0 ? exact : vf_round_half(exact);
+        const VI codes = codes_of(above, vf_set(r->divisor[range + i]), levels);
 
-        word = vi_or(word, vi_shift_left(codes_of(above, vf_set(r->divisor[token + i]), levels), (int)shift));
+        word = vi_or(word, vi_shift_left(codes, (int)shift));
         keep &= ~(((1u << bits) - 1u) << shift);
     }
     if (n < LANES) {
@@ -304,35 +312,40 @@ KIVI_INLINE void quantize_words(const uint16_t *rows, size_t stride, uint32_t n,
     }
 }
 
-KIVI_INLINE void quantize_group(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
-                                uint32_t first, uint32_t count, uint32_t g, void *block,
-                                uint32_t bits)
+/* `count` tokens that share words, in whose places from `first` on they are; of the block's tokens they
+ * are those from `token` on, counted as in r. */
+KIVI_INLINE void quantize_tokens(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
+                                 uint32_t first, uint32_t count, const struct group_ranges *r,
+                                 uint32_t n_tokens, uint32_t token, uint32_t *words, uint32_t bits)
 {
-    const uint32_t per_word = 32 / bits, end = (g + 1) * l->group_size;
-    struct group_ranges r;
-    uint32_t t, c, n;
+    uint32_t g, c = 0;
 
-    find_ranges(l, rows, stride, first, count, g, block, &r);
-    for (t = 0; t < count; t += n) {
-        const uint32_t place = (first + t) % per_word, left = per_word - place;
-        uint32_t *words = (uint32_t *)block + (size_t)((first + t) / per_word) * l->dim_pad;
+    for (g = 0; g < l->n_groups; g++) {
+        const uint32_t end = (g + 1) * l->group_size;
 
-        n = count - t < left ? count - t : left;
-        for (c = g * l->group_size; c < end && c < l->dim; c += LANES)
-            quantize_words(rows + t * stride + c, stride, l->dim - c, place, n, &r, t, words + c,
-                           bits);
+        for (; c < end && c < l->dim; c += LANES)
+            quantize_words(rows + c, stride, l->dim - c, first, count, r, g * n_tokens + token,
+                           words + c, bits);
     }
 }
 
 KIVI_INLINE void quantize_values(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
                                  uint32_t first, uint32_t count, void *block, uint32_t bits)
 {
-    uint32_t g;
+    const uint32_t per_word = 32 / bits;
+    struct group_ranges r;
+    uint32_t t, n;
 
     if (first == 0)
         memset(block, 0, l->block_bytes);
-    for (g = 0; g < l->n_groups; g++)
-        quantize_group(l, rows, stride, first, count, g, block, bits);
+    find_ranges(l, rows, stride, first, count, block, &r);
+    for (t = 0; t < count; t += n) {
+        const uint32_t place = (first + t) % per_word, left = per_word - place;
+
+        n = count - t < left ? count - t : left;
+        quantize_tokens(l, rows + t * stride, stride, place, n, &r, count, t,
+                        (uint32_t *)block + (size_t)((first + t) / per_word) * l->dim_pad, bits);
+    }
 }
 
 static void quantize_v(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
