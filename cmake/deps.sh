@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what is missing, on Debian and its relatives: deps.sh <group>...
-# Groups: build, check, fuzz, format. With everything in place it does nothing and needs no root.
+# Groups: build, check, cross, cross-long, fuzz, format. With everything in place it does nothing and
+# needs no root.
 set -eu
 
 missing=
@@ -24,8 +25,24 @@ check_library() {
     pkg-config --exists check
 }
 
+# The runtime of libFuzzer and of clang's sanitizers is a package of its own.
+fuzzer_links() {
+    echo 'int LLVMFuzzerTestOneInput(const char *p, long n) { return p && n > 1 << 30; }' |
+        clang -fsanitize=fuzzer,address -x c -o /dev/null -
+}
+
 valgrind_works() {
     valgrind --error-exitcode=1 true
+}
+
+# For the tests of a cross-build: needs_cross <triplet> <Debian's name> <the emulator's name>.
+needs_cross() {
+    need "gcc-$1 libc6-dev-$2-cross" compiles "$1-gcc"
+    need qemu-user emulates "$3"
+}
+
+emulates() {
+    has "qemu-$1" || has "qemu-$1-static"
 }
 
 for group in "$@"; do
@@ -45,7 +62,16 @@ for group in "$@"; do
             need qemu-user has qemu-x86_64
         fi
         ;;
-    fuzz) need clang has clang ;;
+    fuzz)
+        need clang has clang
+        need libclang-rt-dev fuzzer_links
+        ;;
+    cross) needs_cross aarch64-linux-gnu arm64 aarch64 ;;
+    cross-long)
+        needs_cross arm-linux-gnueabihf armhf arm
+        needs_cross riscv64-linux-gnu riscv64 riscv64
+        needs_cross s390x-linux-gnu s390x s390x
+        ;;
     format) need clang-format has clang-format ;;
     *)
         echo "deps.sh: no group \"$group\"" >&2

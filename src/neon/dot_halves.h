@@ -1,0 +1,81 @@
+/*
+ * Four-way dot products for Advanced SIMD without the dot-product extension: products of bytes are
+ * added up in 16 bits, those of one half of the vector in each of two sums, and before they can
+ * overflow in 32. 8-bit codes go as two nibbles.
+ */
+#ifndef KIVI_NEON_DOT_HALVES_H
+#define KIVI_NEON_DOT_HALVES_H
+
+typedef struct {
+    int16x8_t low, high;         /* of the halves */
+    int16x8_t low_top, high_top; /* of the upper nibbles, only at 8 bits */
+} VD;
+
+/* How many products one VD takes. */
+#define DOTS_SIGNED(bits) ((bits) == 2 ? 85 : 17)  /* 128 * 3 and 128 * 15 to a product */
+#define DOTS_UNSIGNED(bits) ((bits) == 2 ? 42 : 8) /* 255 * 3 and 255 * 15 */
+
+KIVI_INLINE VD vd_zero(void)
+{
+    const int16x8_t zero = vdupq_n_s16(0);
+
+    return (VD){zero, zero, zero, zero};
+}
+
+KIVI_INLINE int8x16_t repeated(VI digits)
+{
+    return vreinterpretq_s8_s32(vdupq_lane_s32(vget_low_s32(digits), 0));
+}
+
+KIVI_INLINE int16x8_t add_low(int16x8_t sum, uint8x16_t codes, int8x16_t digits)
+{
+    return vmlal_s8(sum, vget_low_s8(vreinterpretq_s8_u8(codes)), vget_low_s8(digits));
+}
+
+KIVI_INLINE int16x8_t add_high(int16x8_t sum, uint8x16_t codes, int8x16_t digits)
+{
+    return vmlal_high_s8(sum, vreinterpretq_s8_u8(codes), digits);
+}
+
+KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
+{
+    const uint8x16_t bytes = vreinterpretq_u8_s32(codes);
+    const uint8x16_t low = bits < 8 ? bytes : vandq_u8(bytes, vdupq_n_u8(15));
+    const int8x16_t four = repeated(digits);
+
+    sum.low = add_low(sum.low, low, four);
+    sum.high = add_high(sum.high, low, four);
+    if (bits == 8) {
+        const uint8x16_t top = vshrq_n_u8(bytes, 4);
+
+        sum.low_top = add_low(sum.low_top, top, four);
+        sum.high_top = add_high(sum.high_top, top, four);
+    }
+    return sum;
+}
+
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
+{
+    const uint8x16_t bytes = vreinterpretq_u8_s32(codes);
+    const uint8x16_t four = vreinterpretq_u8_s8(repeated(digits));
+
+    (void)bits;
+    sum.low = vreinterpretq_s16_u16(
+        vmlal_u8(vreinterpretq_u16_s16(sum.low), vget_low_u8(bytes), vget_low_u8(four)));
+    sum.high = vreinterpretq_s16_u16(vmlal_high_u8(vreinterpretq_u16_s16(sum.high), bytes, four));
+    return sum;
+}
+
+KIVI_INLINE VI lanes_of(int16x8_t low, int16x8_t high)
+{
+    return vpaddq_s32(vpaddlq_s16(low), vpaddlq_s16(high));
+}
+
+KIVI_INLINE VI vd_sum(VD sum, uint32_t bits)
+{
+    const VI low = lanes_of(sum.low, sum.high);
+
+    return bits < 8 ? low : vaddq_s32(low, vshlq_n_s32(lanes_of(sum.low_top, sum.high_top), 4));
+}
+
+#endif

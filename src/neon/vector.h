@@ -1,0 +1,139 @@
+/* The vector vocabulary of src/cpu/simd in AArch64's Advanced SIMD: four lanes of 32 bits. */
+#ifndef KIVI_NEON_VECTOR_H
+#define KIVI_NEON_VECTOR_H
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+/* GCC's first scheduling pass takes no heed of registers: the unrolled loops would spill half of theirs. */
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC optimize("no-schedule-insns")
+#endif
+
+#define KIVI_INLINE static inline __attribute__((always_inline))
+
+#define LANES 4
+#define OPERANDS 4 /* dot products that share unpacked codes: what 32 registers hold */
+
+typedef int32x4_t VI;
+typedef float32x4_t VF;
+typedef uint32x4_t VM;
+
+/* ---------------------------------------------------------------- integers */
+
+/* Shifts are operators and not intrinsics, which want a constant even where nothing is optimized. */
+
+KIVI_INLINE VI vi_zero(void) { return vdupq_n_s32(0); }
+KIVI_INLINE VI vi_set(int32_t x) { return vdupq_n_s32(x); }
+KIVI_INLINE VI vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8((const uint8_t *)p)); }
+KIVI_INLINE void vi_store(void *p, VI a) { vst1q_u8((uint8_t *)p, vreinterpretq_u8_s32(a)); }
+KIVI_INLINE VI vi_add(VI a, VI b) { return vaddq_s32(a, b); }
+KIVI_INLINE VI vi_and(VI a, VI b) { return vandq_s32(a, b); }
+KIVI_INLINE VI vi_or(VI a, VI b) { return vorrq_s32(a, b); }
+KIVI_INLINE VI vi_shift_left(VI a, int n) { return a << n; }
+KIVI_INLINE VI vi_shift_right(VI a, int n) { return (VI)((uint32x4_t)a >> n); }
+KIVI_INLINE VI vi_shift_signed(VI a, int n) { return a >> n; }
+
+/* Four bytes, in the first lane: here the dot products repeat them. Loads of one register have an
+ * offset, and those that repeat have none, which would take an addition. */
+KIVI_INLINE VI vi_repeat4(const uint8_t *p)
+{
+    uint32_t four;
+    __builtin_memcpy(&four, p, 4);
+    return vcombine_s32(vcreate_s32(four), vcreate_s32(0));
+}
+
+/* The low bytes of 16 lanes. */
+KIVI_INLINE void vi_store_bytes(uint8_t *to, const VI *a)
+{
+    const uint16x8_t low = vuzp1q_u16(vreinterpretq_u16_s32(a[0]), vreinterpretq_u16_s32(a[1]));
+    const uint16x8_t high = vuzp1q_u16(vreinterpretq_u16_s32(a[2]), vreinterpretq_u16_s32(a[3]));
+
+    vst1q_u8(to, vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)));
+}
+
+/* The low halves of 16 lanes. */
+KIVI_INLINE void vi_store_words(int16_t *to, const VI *a)
+{
+    vst1q_s16(to, vuzp1q_s16(vreinterpretq_s16_s32(a[0]), vreinterpretq_s16_s32(a[1])));
+    vst1q_s16(to + 8, vuzp1q_s16(vreinterpretq_s16_s32(a[2]), vreinterpretq_s16_s32(a[3])));
+}
+
+/* ----------------------------------------------- vectors of 16-bit integers */
+
+/* a * b / 2^15, rounded. */
+KIVI_INLINE VI vw_multiply(VI a, VI b)
+{
+    return vreinterpretq_s32_s16(
+        vqrdmulhq_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)));
+}
+
+/* The sum of the squares of two elements in each lane. */
+KIVI_INLINE VI vw_squares(VI a)
+{
+    const int16x8_t x = vreinterpretq_s16_s32(a);
+
+    return vmlal_high_s16(vmull_s16(vget_low_s16(x), vget_low_s16(x)), x, x);
+}
+
+/* a = low + 256 * high: with signed digits, and of numbers that are not negative with unsigned ones. */
+KIVI_INLINE void vw_store_signed_digits(uint8_t *low, uint8_t *high, VI a)
+{
+    const int16x8_t x = vreinterpretq_s16_s32(a);
+
+    vst1_u8(low, vreinterpret_u8_s8(vmovn_s16(x)));
+    vst1_u8(high, vreinterpret_u8_s8(vrshrn_n_s16(x, 8)));
+}
+KIVI_INLINE void vw_store_digits(uint8_t *low, uint8_t *high, VI a)
+{
+    const uint16x8_t x = vreinterpretq_u16_s32(a);
+
+    vst1_u8(low, vmovn_u16(x));
+    vst1_u8(high, vshrn_n_u16(x, 8));
+}
+
+/* ------------------------------------------------------------------ floats */
+
+KIVI_INLINE VF vf_zero(void) { return vdupq_n_f32(0); }
+KIVI_INLINE VF vf_set(float x) { return vdupq_n_f32(x); }
+KIVI_INLINE VF vf_load(const float *p) { return vld1q_f32(p); }
+KIVI_INLINE void vf_store(float *p, VF a) { vst1q_f32(p, a); }
+KIVI_INLINE VF vf_add(VF a, VF b) { return vaddq_f32(a, b); }
+KIVI_INLINE VF vf_sub(VF a, VF b) { return vsubq_f32(a, b); }
+KIVI_INLINE VF vf_mul(VF a, VF b) { return vmulq_f32(a, b); }
+KIVI_INLINE VF vf_div(VF a, VF b) { return vdivq_f32(a, b); }
+KIVI_INLINE VF vf_min(VF a, VF b) { return vminq_f32(a, b); }
+KIVI_INLINE VF vf_max(VF a, VF b) { return vmaxq_f32(a, b); }
+KIVI_INLINE VF vf_fma(VF a, VF b, VF c) { return vfmaq_f32(c, a, b); }
+KIVI_INLINE VF vf_abs(VF a) { return vabsq_f32(a); }
+KIVI_INLINE VF vf_of(VI a) { return vcvtq_f32_s32(a); }
+KIVI_INLINE VI vi_round(VF a) { return vcvtnq_s32_f32(a); } /* nearest, ties to even */
+KIVI_INLINE VI vi_bits(VF a) { return vreinterpretq_s32_f32(a); }
+KIVI_INLINE VF vf_bits(VI a) { return vreinterpretq_f32_s32(a); }
+
+KIVI_INLINE VM vm_equal(VF a, VF b) { return vceqq_f32(a, b); }
+KIVI_INLINE VM vm_less(VF a, VF b) { return vcltq_f32(a, b); }
+KIVI_INLINE int vm_any(VM m) { return vmaxvq_u32(m) != 0; }
+KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }
+
+KIVI_INLINE float vf_sum(VF a) { return vaddvq_f32(a); }
+KIVI_INLINE float vf_largest(VF a) { return vmaxvq_f32(a); }
+
+/* ----------------------------------------------------------- half precision */
+
+/* Conversions belong to the baseline; the FP16 extension adds arithmetic, which nothing here wants. */
+KIVI_INLINE VF vf_load_half(const uint16_t *p)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+KIVI_INLINE void vf_store_half(uint16_t *p, VF a)
+{
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a)));
+}
+KIVI_INLINE VF vf_round_half(VF a) { return vcvt_f32_f16(vcvt_f16_f32(a)); }
+KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+
+#endif
