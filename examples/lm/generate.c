@@ -135,6 +135,8 @@ int lm_generate(const struct lm_model *model, const struct lm_options *options,
         result = write_text(&stream, &b, options, n_prompt, n_bytes, error);
     if (!result)
         result = report(stream.store, options, n_bytes, lm_seconds() - start, error);
+    if (!result && options->save)
+        result = lm_store_save(stream.store, options->save, error);
     lm_store_destroy(stream.store);
     lm_forward_destroy(b.forward);
     free(b.tokens);

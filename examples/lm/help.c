@@ -29,6 +29,7 @@ const char lm_help[] =
     "                     default 400\n"
     "  --temp T           temperature; 0 takes the likeliest byte; default 0.8\n"
     "  --seed S           of the random choice; default 1\n"
+    "  --save F           saves the cache at the end, for kivi-inspect\n"
     "\n"
     "both:\n"
     "  --model M          the model\n"

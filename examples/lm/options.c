@@ -178,6 +178,7 @@ int lm_options_parse(int argc, char **argv, struct lm_options *o, struct lm_erro
         {"--offsets", OFFSETS, EVAL, NULL, 0, 0},
         {"--windows", COUNT, EVAL, &o->windows, 1, 1u << 30},
         {"--json", FLAG, EVAL, &o->json, 0, 0},
+        {"--save", TEXT, GENERATE, &o->save, 0, 0},
         {"--n", COUNT, GENERATE, &o->n_bytes, 1, 1u << 24},
         {"--temp", NUMBER, GENERATE, &o->temperature, 0, 0},
         {"--seed", SEED, GENERATE, &o->seed, 0, 0},

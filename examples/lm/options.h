@@ -11,7 +11,7 @@ enum lm_command { LM_HELP, LM_VERSION, LM_EVAL, LM_GENERATE };
 
 struct lm_options {
     enum lm_command command;
-    const char *model, *text, *prompt;
+    const char *model, *text, *prompt, *save;
     struct lm_cache_type types[LM_MAX_TYPES]; /* eval: the first is f16 */
     size_t n_types;
     struct lm_cache_options cache;

@@ -208,6 +208,25 @@ int lm_store_usage(const struct lm_store *store, struct lm_usage *usage, struct 
     return 0;
 }
 
+static int write_file(void *file, const void *data, size_t bytes)
+{
+    return fwrite(data, 1, bytes, file) != bytes;
+}
+
+int lm_store_save(const struct lm_store *store, const char *path, struct lm_error *error)
+{
+    FILE *file = fopen(path, "wb");
+    kivi_error detail;
+
+    if (!file)
+        return lm_fail(error, "%s cannot be written", path);
+    if (kivi_cache_save(store->cache, write_file, file, &detail)) {
+        fclose(file);
+        return lm_fail(error, "%s: %s", path, detail.message);
+    }
+    return fclose(file) ? lm_fail(error, "%s cannot be written", path) : 0;
+}
+
 double lm_store_seconds(const struct lm_store *store)
 {
     return store->seconds;
