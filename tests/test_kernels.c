@@ -358,8 +358,8 @@ static void compare_sums(struct rng *rng, const struct attention_case *c, const 
             memcpy(out, before, bytes);
             tables[i]->v_accumulate(l, weights, ld, c->n_rows, blocks, (uint32_t)n_tokens, NULL,
                                     out, precision);
-            check_rows(expected, c->n_rows, l->dim, out, before, l->dim_pad, i, precision,
-                       c->rule, v_margins, c->what);
+            check_rows(expected, c->n_rows, l->dim, out, before, l->dim_pad, i, precision, c->rule,
+                       v_margins, c->what);
         }
     }
 }
@@ -410,7 +410,7 @@ static enum accuracy_rule rule_of(const struct attention_case *c, int n_other_ra
     if (c->scrambled || (c->rows_fill > ROWS_THOUSAND && c->rows_fill < ROWS_FILLS))
         return RULE_EITHER;
     return c->rows_fill < ROWS_RANDOM && c->other_fill < n_other_random ? RULE_RANDOM
-                                                                       : RULE_ADVERSARIAL;
+                                                                        : RULE_ADVERSARIAL;
 }
 
 /* Draws what is not given: fills at random, half of them random data. */
@@ -540,11 +540,13 @@ static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, 
         float *out = guard_new(rng, ((n_rows - 1) * out_stride + dim) * sizeof *out, 4);
 
         tables[i]->f16_scores(dim, q, q_stride, n_rows, rows, stride, tokens, got, ld);
-        check_rows(scores, n_rows, tokens, got, NULL, ld, i, KIVI_PRECISE, RULE_RANDOM, unused, what);
+        check_rows(scores, n_rows, tokens, got, NULL, ld, i, KIVI_PRECISE, RULE_RANDOM, unused,
+                   what);
         for (r = 0; r < n_rows; r++)
             memset(out + r * out_stride, 0, dim * sizeof *out);
         tables[i]->f16_accumulate(dim, p, ld, n_rows, rows, stride, tokens, out, out_stride);
-        check_rows(sums, n_rows, dim, out, NULL, out_stride, i, KIVI_PRECISE, RULE_RANDOM, unused, what);
+        check_rows(sums, n_rows, dim, out, NULL, out_stride, i, KIVI_PRECISE, RULE_RANDOM, unused,
+                   what);
         for (r = 0; r + 1 < n_rows; r++) {
             for (t = tokens; t < ld; t++)
                 CHECK(isnan(got[r * ld + t]), "%s: %s: written between rows", tables[i]->name,

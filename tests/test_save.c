@@ -245,7 +245,8 @@ static struct buffer saved_fixture(void)
 
     fixture_open(&fixture, NULL);
     buffer_init(&file);
-    ck_assert_int_eq(kivi_seq_save(fixture.cache, fixture.other, buffer_write, &file, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_save(fixture.cache, fixture.other, buffer_write, &file, NULL),
+                     KIVI_OK);
     return file;
 }
 

@@ -33,8 +33,8 @@ static kivi_status check(const kivi_config *config, kivi_error *error)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "max_sequences is %u, not 1 to %u",
                          config->max_sequences, MAX_SEQUENCES);
     if (config->n_threads > MAX_THREADS)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n_threads is %u, above %u",
-                         config->n_threads, MAX_THREADS);
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n_threads is %u, above %u", config->n_threads,
+                         MAX_THREADS);
     if (config->memory != KIVI_MEMORY_HOST && config->memory != KIVI_MEMORY_DEVICE)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "memory is %d, not host or device",
                          (int)config->memory);
@@ -193,9 +193,9 @@ size_t kivi_describe(const kivi_cache *cache, char *text, size_t capacity)
     for (i = 0; i < g->n_layers; i++) {
         const struct kivi_layer_geometry *l = &g->layers[i];
 
-        token_bytes += g->n_kv_heads
-                       * ((double)l->k.block_bytes / l->k.tokens
-                          + (double)l->v.block_bytes / l->v.tokens);
+        token_bytes +=
+            g->n_kv_heads
+            * ((double)l->k.block_bytes / l->k.tokens + (double)l->v.block_bytes / l->v.tokens);
     }
     f16_bytes = 2.0 * g->n_layers * g->n_kv_heads * (g->k_dim + g->v_dim);
     ADD("libkivi %s, backend %s (%s; %s). ", KIVI_VERSION_STRING, cache->backend->name,

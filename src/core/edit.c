@@ -15,10 +15,10 @@ struct edit {
     uint32_t index;
     const struct kivi_layer *old;
     struct kivi_layer *fresh;
-    void *block;     /* one packed block */
-    float *numbers;  /* one block of rows in f32 */
-    uint16_t *rows;  /* and in f16 */
-    uint64_t begin, end;     /* of what is dropped; truncation: what is kept, UINT64_MAX */
+    void *block;         /* one packed block */
+    float *numbers;      /* one block of rows in f32 */
+    uint16_t *rows;      /* and in f16 */
+    uint64_t begin, end; /* of what is dropped; truncation: what is kept, UINT64_MAX */
     const kivi_rope *rope;
 };
 
@@ -74,13 +74,12 @@ static kivi_status restore(const struct edit *e, uint32_t head, uint64_t begin, 
     while (t < end) {
         void *page = e->old->pages[t / l->page_tokens];
         const uint32_t first = (uint32_t)(t % layout->tokens);
-        const uint32_t left = (uint32_t)(end - t < layout->tokens - first ? end - t
-                                                                          : layout->tokens - first);
+        const uint32_t left =
+            (uint32_t)(end - t < layout->tokens - first ? end - t : layout->tokens - first);
         uint32_t i;
-        kivi_status status = read_block(e,
-                                        is_key ? kivi_page_keys(l, page, head, t)
-                                               : kivi_page_values(l, page, head, t),
-                                        layout->block_bytes, e->block, error);
+        kivi_status status = read_block(
+            e, is_key ? kivi_page_keys(l, page, head, t) : kivi_page_values(l, page, head, t),
+            layout->block_bytes, e->block, error);
 
         if (status != KIVI_OK)
             return status;
@@ -205,7 +204,8 @@ static kivi_status fill_page(const struct edit *e, uint32_t index, kivi_error *e
              t += l->k.tokens) {
             const uint64_t from = t < e->begin ? t : t + dropped;
             void *to = kivi_page_keys(l, page, head, t);
-            const void *source = kivi_page_keys(l, e->old->pages[from / l->page_tokens], head, from);
+            const void *source =
+                kivi_page_keys(l, e->old->pages[from / l->page_tokens], head, from);
 
             const uint64_t sinks = g->n_sink > t ? min_u64(g->n_sink - t, l->k.tokens) : 0;
 
@@ -216,10 +216,10 @@ static kivi_status fill_page(const struct edit *e, uint32_t index, kivi_error *e
              t += l->v.tokens) {
             const uint64_t from = t < e->begin ? t : t + dropped;
 
-            status = copy_block(e, kivi_page_values(l, page, head, t),
-                                kivi_page_values(l, e->old->pages[from / l->page_tokens], head,
-                                                 from),
-                                l->v.block_bytes, error);
+            status =
+                copy_block(e, kivi_page_values(l, page, head, t),
+                           kivi_page_values(l, e->old->pages[from / l->page_tokens], head, from),
+                           l->v.block_bytes, error);
         }
     }
     return status;
@@ -294,9 +294,9 @@ static kivi_status drop_layer(const struct edit *e, kivi_error *error)
     uint32_t head;
 
     if (e->end > old->span.v_packed || e->end > old->span.k_packed)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                         "end is %llu, layer %u has %llu packed tokens", (unsigned long long)e->end,
-                         e->index, (unsigned long long)old->span.v_packed);
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "end is %llu, layer %u has %llu packed tokens",
+                         (unsigned long long)e->end, e->index,
+                         (unsigned long long)old->span.v_packed);
     fresh->span.n = old->span.n - dropped;
     fresh->span.k_packed = old->span.k_packed - dropped;
     fresh->span.v_packed = old->span.v_packed - dropped;

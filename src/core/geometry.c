@@ -104,8 +104,8 @@ kivi_status kivi_geometry_init(struct kivi_geometry *g, const kivi_config *c,
 
         l->page_tokens = (uint32_t)(page_bytes / layer_bytes(c, l, 128) * 128);
         l->page_v_offset = (size_t)l->page_tokens / l->k.tokens * l->k.block_bytes;
-        l->page_head_stride = l->page_v_offset
-                              + (size_t)l->page_tokens / l->v.tokens * l->v.block_bytes;
+        l->page_head_stride =
+            l->page_v_offset + (size_t)l->page_tokens / l->v.tokens * l->v.block_bytes;
     }
 
     /* A value leaves the window residual_length tokens after it came, but a truncation inside the

@@ -21,8 +21,8 @@ static struct kivi_block *take(kivi_cache *cache, struct kivi_pool *pool, kivi_e
 {
     struct kivi_block *block = kivi_pool_take(pool, error);
 
-    if (!block && error->status == KIVI_ERROR_CAPACITY && kivi_pool_trim(&cache->page_pool)
-        + kivi_pool_trim(&cache->window_pool) > 0)
+    if (!block && error->status == KIVI_ERROR_CAPACITY
+        && kivi_pool_trim(&cache->page_pool) + kivi_pool_trim(&cache->window_pool) > 0)
         block = kivi_pool_take(pool, error);
     return block;
 }
@@ -173,8 +173,8 @@ kivi_status kivi_layer_add_page(kivi_cache *cache, struct kivi_layer *layer,
 
 void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *layer)
 {
-    const uint64_t n = pages_for(packed_end(&layer->span),
-                                 cache->geometry.layers[index].page_tokens);
+    const uint64_t n =
+        pages_for(packed_end(&layer->span), cache->geometry.layers[index].page_tokens);
 
     while (layer->n_pages > n)
         kivi_pool_drop(&cache->page_pool, layer->blocks[--layer->n_pages]);

@@ -11,7 +11,7 @@
 
 #define BUFFER_BYTES ((size_t)1 << 18)
 #define MAX_HEAD_TOKENS ((uint64_t)1 << 52) /* tokens times kv heads: sizes then fit 64 bits */
-#define MAX_ROWS ((uint64_t)1 << 14) /* of a ring, whatever the writer's rollback was */
+#define MAX_ROWS ((uint64_t)1 << 14)        /* of a ring, whatever the writer's rollback was */
 
 struct reader {
     kivi_cache *cache;
@@ -41,8 +41,7 @@ static kivi_status read_record(struct reader *r, unsigned char *record, size_t b
 {
     const kivi_status status = read_bytes(r, record, bytes, error);
 
-    if (status == KIVI_OK
-        && kivi_get32(record + bytes - 4) != kivi_crc32c(0, record, bytes - 4))
+    if (status == KIVI_OK && kivi_get32(record + bytes - 4) != kivi_crc32c(0, record, bytes - 4))
         return damaged(error, what);
     return status;
 }
@@ -171,8 +170,8 @@ static kivi_status check_layer(const struct reader *r, uint32_t index,
         return kivi_fail(error, KIVI_ERROR_FORMAT,
                          "saved data: layer %u has %u and %u bits, in this cache %u and %u", index,
                          s->k_bits, s->v_bits, l->k.bits, l->v.bits);
-    if (s->n > MAX_HEAD_TOKENS / g->n_kv_heads || s->k_base >= g->residual_length || s->k_base % g->group_size
-        || s->k_packed != kivi_keys_packed(g, s->n, s->k_base)
+    if (s->n > MAX_HEAD_TOKENS / g->n_kv_heads || s->k_base >= g->residual_length
+        || s->k_base % g->group_size || s->k_packed != kivi_keys_packed(g, s->n, s->k_base)
         || s->v_packed != kivi_values_packed(g, s->n) || s->k_low > s->k_packed
         || s->v_low > s->v_packed || s->n - s->k_low > MAX_ROWS || s->n - s->v_low > MAX_ROWS
         || s->payload != kivi_payload_bytes(g, index, s))
@@ -233,8 +232,8 @@ static kivi_status get_layer(struct reader *r, uint32_t index, struct kivi_layer
 {
     unsigned char record[KIVI_LAYER_BYTES], crc[4];
     struct kivi_saved_layer s;
-    kivi_status status = read_record(r, record, sizeof record, "the record of a layer is damaged",
-                                     error);
+    kivi_status status =
+        read_record(r, record, sizeof record, "the record of a layer is damaged", error);
 
     if (status != KIVI_OK)
         return status;
@@ -298,8 +297,8 @@ static kivi_status get_sequence(struct reader *r, kivi_seq *old_seq,
 {
     unsigned char record[KIVI_SEQUENCE_BYTES];
     uint32_t i;
-    kivi_status status = read_record(r, record, sizeof record,
-                                     "the record of a sequence is damaged", error);
+    kivi_status status =
+        read_record(r, record, sizeof record, "the record of a sequence is damaged", error);
 
     if (status != KIVI_OK)
         return status;
@@ -401,7 +400,9 @@ kivi_status kivi_seq_load(kivi_cache *cache, kivi_read_fn read, void *context, k
         *seq = 0;
     if (!cache || !read || !seq)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
-                         !cache ? "cache" : !read ? "read" : "seq");
+                         !cache  ? "cache"
+                         : !read ? "read"
+                                 : "seq");
     status = load(cache, read, context, &old_seq, &new_seq, 1, &n, error);
     if (status == KIVI_OK && n != 1)
         return damaged(error, "there is no sequence in it");

@@ -11,7 +11,10 @@ kivi_status kivi_merge(size_t n_rows, uint32_t dim, float *out, float *lse, cons
 
     if (n_rows && (!out || !lse || !other_out || !other_lse))
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
-                         !out ? "out" : !lse ? "lse" : !other_out ? "other_out" : "other_lse");
+                         !out         ? "out"
+                         : !lse       ? "lse"
+                         : !other_out ? "other_out"
+                                      : "other_lse");
     if (n_rows && dim == 0)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "dim is 0");
     for (r = 0; r < n_rows; r++, out += dim, other_out += dim) {

@@ -58,7 +58,8 @@ static int open_in(const char *directory, size_t length)
     *(void **)&entry = dlsym(handle, KIVI_MODULE_ENTRY);
     backend = entry ? entry() : NULL;
     if (!backend || backend->abi != KIVI_BACKEND_ABI || backend->size != sizeof *backend) {
-        snprintf(why_not, sizeof why_not, "%.400s was built for another version of the library", path);
+        snprintf(why_not, sizeof why_not, "%.400s was built for another version of the library",
+                 path);
         dlclose(handle);
         return 1;
     }

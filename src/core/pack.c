@@ -30,10 +30,10 @@ static kivi_status check(const kivi_packing *p, struct kivi_layout *l, const voi
     if (!p || !a || !b || !c || !d)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "an argument is NULL");
     if (!layout_of(p, l))
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                         "no such packing: size %zu, axis %d, bits %u, group_size %u, dim %u, %llu tokens",
-                         p->size, (int)p->axis, p->bits, p->group_size, p->dim,
-                         (unsigned long long)p->n_tokens);
+        return kivi_fail(
+            error, KIVI_ERROR_ARGUMENT,
+            "no such packing: size %zu, axis %d, bits %u, group_size %u, dim %u, %llu tokens",
+            p->size, (int)p->axis, p->bits, p->group_size, p->dim, (unsigned long long)p->n_tokens);
     return KIVI_OK;
 }
 
@@ -87,7 +87,8 @@ kivi_status kivi_pack(const kivi_packing *packing, kivi_in rows, void *packed, k
     kernels = best_kernels();
     n = n_blocks(packing, &l);
     status = kivi_succeed(error);
-    for (pass = 0; pass < 2 && status == KIVI_OK; pass++) { /* nothing is written before all has been found finite */
+    for (pass = 0; pass < 2 && status == KIVI_OK;
+         pass++) { /* nothing is written before all has been found finite */
         for (b = 0; b < n && status == KIVI_OK; b++) {
             char *block = (char *)packed + b * l.block_bytes;
             const uint32_t count = tokens_in(packing, &l, b);
@@ -95,9 +96,9 @@ kivi_status kivi_pack(const kivi_packing *packing, kivi_in rows, void *packed, k
 
             for (t = 0; t < count && status == KIVI_OK; t++) {
                 const uint64_t token = b * l.tokens + t;
-                const char *row = (const char *)rows.data
-                                  + (ptrdiff_t)token * rows.token_stride
-                                        * (ptrdiff_t)sizes[rows.dtype];
+                const char *row =
+                    (const char *)rows.data
+                    + (ptrdiff_t)token * rows.token_stride * (ptrdiff_t)sizes[rows.dtype];
 
                 if (!kernels->to_f16[rows.dtype](block_rows + (size_t)t * l.dim, row, l.dim))
                     status = kivi_fail(error, KIVI_ERROR_NOT_FINITE,

@@ -51,15 +51,16 @@ static kivi_status grow(struct kivi_pool *pool, kivi_error *error)
     if (n < 1)
         n = 1;
     if (source->budget) {
-        const uint64_t room = source->budget > source->reserved ? source->budget - source->reserved
-                                                                : 0;
+        const uint64_t room =
+            source->budget > source->reserved ? source->budget - source->reserved : 0;
         if (n > room / pool->block_bytes)
             n = (size_t)(room / pool->block_bytes);
         if (n == 0)
-            return kivi_fail(error, KIVI_ERROR_CAPACITY,
-                             "memory_budget: %llu bytes are in use, %zu more are needed, the budget is %llu",
-                             (unsigned long long)source->reserved, pool->block_bytes,
-                             (unsigned long long)source->budget);
+            return kivi_fail(
+                error, KIVI_ERROR_CAPACITY,
+                "memory_budget: %llu bytes are in use, %zu more are needed, the budget is %llu",
+                (unsigned long long)source->reserved, pool->block_bytes,
+                (unsigned long long)source->budget);
     }
     if (add_slab(pool, n) || (n > 1 && add_slab(pool, 1)))
         return KIVI_OK;

@@ -14,7 +14,8 @@ struct writer {
     unsigned char *buffer; /* BUFFER_BYTES */
     size_t used;
     uint32_t crc;
-    size_t unsummed; /* bytes at the buffer's start that are in the checksum already, or not to be */
+    size_t
+        unsummed; /* bytes at the buffer's start that are in the checksum already, or not to be */
 };
 
 static kivi_status flush(struct writer *w, kivi_error *error)
@@ -76,8 +77,8 @@ static void clear_rest(const struct kivi_layout *l, void *block, uint32_t count)
         }
         shift = kivi_code_shift(l->bits, t % n);
         for (c = 0; c < l->dim_pad; c++)
-            ((uint32_t *)block)[(size_t)(t / n) * l->dim_pad + c] &= ~(((1u << l->bits) - 1u)
-                                                                      << shift);
+            ((uint32_t *)block)[(size_t)(t / n) * l->dim_pad + c] &=
+                ~(((1u << l->bits) - 1u) << shift);
         for (g = 0; g < l->n_groups; g++) {
             kivi_scales(l, block)[g * KIVI_TILE + t] = 0;
             kivi_minima(l, block)[g * KIVI_TILE + t] = 0;
@@ -180,7 +181,8 @@ static kivi_status put_layer(struct writer *w, uint32_t index, const struct kivi
     begin_section(w);
     for (slab = 0; slab < layer->span.k_packed && status == KIVI_OK; slab += KIVI_FORMAT_SLAB)
         status = put_slab(w, index, layer, slab, error);
-    for (head = 0; layer->window && head < w->cache->geometry.n_kv_heads && status == KIVI_OK; head++)
+    for (head = 0; layer->window && head < w->cache->geometry.n_kv_heads && status == KIVI_OK;
+         head++)
         status = put_rows(w, layer, head, error);
     return status == KIVI_OK ? end_section(w, error) : status;
 }
@@ -308,7 +310,8 @@ kivi_status kivi_seq_save_size(const kivi_cache *cache, kivi_seq seq, uint64_t *
     if (sequence) {
         *bytes = KIVI_HEADER_BYTES + KIVI_SEQUENCE_BYTES;
         for (i = 0; i < c->geometry.n_layers; i++)
-            *bytes += KIVI_LAYER_BYTES + kivi_saved_layer_of(c, i, &sequence->layers[i]).payload + 4;
+            *bytes +=
+                KIVI_LAYER_BYTES + kivi_saved_layer_of(c, i, &sequence->layers[i]).payload + 4;
     }
     kivi_lock_release(&c->lock);
     return sequence ? kivi_succeed(error) : error->status;

@@ -314,7 +314,9 @@ kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs, const uint
 
     if (!cache || (n && (!seqs || !parents)))
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
-                         !cache ? "cache" : !seqs ? "seqs" : "parents");
+                         !cache  ? "cache"
+                         : !seqs ? "seqs"
+                                 : "parents");
     if (n == 0)
         return kivi_succeed(error);
     if (n > cache->max_sequences)

@@ -17,7 +17,7 @@
 struct kivi_work {
     kivi_cache *cache;
     struct kivi_step step;
-    size_t bytes;             /* of this allocation */
+    size_t bytes;               /* of this allocation */
     struct kivi_layer **layers; /* of each item */
     struct kivi_step_item items[];
 };
@@ -120,9 +120,10 @@ static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t laye
         if (status != KIVI_OK)
             break;
         if (work->layers[i]->writers || (io->n_new && work->layers[i]->readers))
-            status = kivi_fail(error, KIVI_ERROR_BUSY,
-                               "items[%zu]: another item or call is working on layer %u of sequence %llu",
-                               i, layer, (unsigned long long)io->seq);
+            status = kivi_fail(
+                error, KIVI_ERROR_BUSY,
+                "items[%zu]: another item or call is working on layer %u of sequence %llu", i,
+                layer, (unsigned long long)io->seq);
         else if (io->n_new)
             work->layers[i]->writers++;
         else
@@ -243,7 +244,9 @@ kivi_status kivi_work_begin(kivi_cache *cache, uint32_t layer, const kivi_item *
         *work = NULL;
     if (!cache || !work || (n_items && !items))
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
-                         !cache ? "cache" : !work ? "work" : "items");
+                         !cache  ? "cache"
+                         : !work ? "work"
+                                 : "items");
     if (layer >= cache->geometry.n_layers)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "layer is %u of %u", layer,
                          cache->geometry.n_layers);

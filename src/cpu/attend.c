@@ -43,9 +43,8 @@ static struct kivi_run_of_tokens blocks_at(const struct kivi_layout *l, const vo
 
     run.n_tokens = min_u64(packed - position, page_tokens - position % page_tokens);
     run.stride = l->bits == 16 ? l->dim : 0;
-    run.data = l->bits == 16
-                   ? (const uint16_t *)block + (size_t)(position % l->tokens) * l->dim
-                   : block;
+    run.data =
+        l->bits == 16 ? (const uint16_t *)block + (size_t)(position % l->tokens) * l->dim : block;
     return run;
 }
 
@@ -72,10 +71,9 @@ struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t 
     const struct kivi_step_item *item = &plan->step->items[index];
 
     if (position < item->before.v_packed)
-        return blocks_at(&l->v,
-                         kivi_page_values(l, item->pages[position / l->page_tokens], head,
-                                          position),
-                         position, item->before.v_packed, l->page_tokens);
+        return blocks_at(
+            &l->v, kivi_page_values(l, item->pages[position / l->page_tokens], head, position),
+            position, item->before.v_packed, l->page_tokens);
     return rows_at(item, position, kivi_window_value(g, item->window, head, position), g->v_ring,
                    plan->staged_v[index] + (size_t)head * item->io.n_new * g->v_dim, g->v_dim);
 }
@@ -98,7 +96,8 @@ static const void *packed_at(const struct work *w, uint64_t t,
 {
     const struct kivi_step_item *item = &w->plan->step->items[w->task->item];
 
-    return t < item->before.k_packed ? find(w->plan, w->task->item, w->task->kv_head, t).data : NULL;
+    return t < item->before.k_packed ? find(w->plan, w->task->item, w->task->kv_head, t).data
+                                     : NULL;
 }
 
 /* Scores of tokens [begin, end), begin a multiple of KIVI_UNIT, into part->scores. */
@@ -152,9 +151,8 @@ static void weigh_chunk(struct work *w, uint64_t begin, uint64_t end)
                                    : 0;
         float *scores = w->part->scores + (size_t)r * KIVI_CHUNK;
         const uint32_t seen_from = first > begin ? (uint32_t)(min_u64(first, end) - begin) : 0;
-        uint32_t seen_to = position < end ? (uint32_t)(position + 1 > begin ? position + 1 - begin
-                                                                            : 0)
-                                          : n;
+        uint32_t seen_to =
+            position < end ? (uint32_t)(position + 1 > begin ? position + 1 - begin : 0) : n;
         float max;
 
         seen_to = seen_to > seen_from ? seen_to : seen_from;
@@ -205,8 +203,8 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
     uint64_t t, n;
 
     for (t = packed > begin ? packed : begin; t < end; t += n) {
-        const struct kivi_run_of_tokens run = kivi_find_values(w->plan, task->item, task->kv_head,
-                                                               t);
+        const struct kivi_run_of_tokens run =
+            kivi_find_values(w->plan, task->item, task->kv_head, t);
 
         n = min_u64(run.n_tokens, end - t);
         kernels->f16_accumulate(l->dim, part->scores + (t - begin), KIVI_CHUNK, task->n_rows,
@@ -223,17 +221,16 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
         clear_weights(w, 0, sinks - begin);
     }
     for (t = begin; t < packed; t += n) {
-        const struct kivi_run_of_tokens run = kivi_find_values(w->plan, task->item, task->kv_head,
-                                                               t);
+        const struct kivi_run_of_tokens run =
+            kivi_find_values(w->plan, task->item, task->kv_head, t);
         const float *weights = part->scores + (t - begin);
 
         n = min_u64(run.n_tokens, packed - t);
         if (run.stride)
-            kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data,
-                                    run.stride, (uint32_t)n, part->out, l->dim_pad);
+            kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data, run.stride,
+                                    (uint32_t)n, part->out, l->dim_pad);
         else
-            kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data,
-                                  (uint32_t)n,
+            kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data, (uint32_t)n,
                                   packed_at(w, t + KIVI_CHUNK, kivi_find_keys), part->out,
                                   step->attention.precision);
     }
@@ -256,7 +253,8 @@ static int load_queries(struct work *w)
     for (r = 0; r < w->task->n_rows; r++) {
         const uint64_t row = w->task->first_row + r;
         const uint64_t token = row / g->heads_per_kv;
-        const uint32_t head = w->task->kv_head * g->heads_per_kv + (uint32_t)(row % g->heads_per_kv);
+        const uint32_t head =
+            w->task->kv_head * g->heads_per_kv + (uint32_t)(row % g->heads_per_kv);
         const ptrdiff_t at = (ptrdiff_t)token * q->token_stride + (ptrdiff_t)head * q->head_stride;
         float *to = w->part->q + (size_t)r * l->dim_pad;
         int finite = 1;
@@ -289,7 +287,9 @@ static int load_queries(struct work *w)
 /* A dequantized value may lie a rounding above the largest f16: no infinity comes of it. */
 static uint16_t f16_of_output(float x)
 {
-    return kivi_f16_from_f32(x > KIVI_F16_MAX ? KIVI_F16_MAX : x < -KIVI_F16_MAX ? -KIVI_F16_MAX : x);
+    return kivi_f16_from_f32(x > KIVI_F16_MAX    ? KIVI_F16_MAX
+                             : x < -KIVI_F16_MAX ? -KIVI_F16_MAX
+                                                 : x);
 }
 
 /* Normalizes row r of the task and writes it where the caller wants it. */
@@ -301,12 +301,13 @@ static void write_row(const struct kivi_plan *plan, const struct kivi_task *task
     const kivi_item *io = &step->items[task->item].io;
     const uint64_t token = (task->first_row + r) / g->heads_per_kv;
     const uint32_t head = task->kv_head * g->heads_per_kv + (task->first_row + r) % g->heads_per_kv;
-    const ptrdiff_t at = (ptrdiff_t)token * io->out.token_stride
-                         + (ptrdiff_t)head * io->out.head_stride;
+    const ptrdiff_t at =
+        (ptrdiff_t)token * io->out.token_stride + (ptrdiff_t)head * io->out.head_stride;
     float factor = 1, lse;
     uint32_t c;
 
-    if (step->attention.sink_logits) { /* joins the denominator; the larger logit becomes the unit */
+    if (step->attention
+            .sink_logits) { /* joins the denominator; the larger logit becomes the unit */
         const float sink = step->attention.sink_logits[head];
 
         if (sink > max) {
@@ -349,8 +350,9 @@ static void share_of(const struct kivi_plan *plan, const struct kivi_task *task,
     *from = begin > task->cost_before
                 ? min_u64((begin - task->cost_before + cost - 1) / cost, task->n_units)
                 : 0;
-    *to = end > task->cost_before ? min_u64((end - task->cost_before + cost - 1) / cost, task->n_units)
-                                  : 0;
+    *to = end > task->cost_before
+              ? min_u64((end - task->cost_before + cost - 1) / cost, task->n_units)
+              : 0;
 }
 
 /* The first task that ends after `cost`. */

@@ -12,11 +12,11 @@ struct contents {
     uint64_t v_packed; /* likewise values */
     uint64_t room;     /* tokens that the arrays have room for */
 
-    uint8_t *k_code;            /* [token][head][k_dim] */
-    uint16_t *k_scale, *k_min;  /* [token / group_size][head][k_dim] */
-    uint8_t *v_code;            /* [token][head][v_dim] */
-    uint16_t *v_scale, *v_min;  /* [token][head][v_groups] */
-    uint16_t *k_row, *v_row;    /* f16 [token][head][dim]: tokens held in full */
+    uint8_t *k_code;           /* [token][head][k_dim] */
+    uint16_t *k_scale, *k_min; /* [token / group_size][head][k_dim] */
+    uint8_t *v_code;           /* [token][head][v_dim] */
+    uint16_t *v_scale, *v_min; /* [token][head][v_groups] */
+    uint16_t *k_row, *v_row;   /* f16 [token][head][dim]: tokens held in full */
 };
 
 /* Empty contents with the shape of a layer of the configuration. */

@@ -7,11 +7,11 @@
 #include <stdatomic.h>
 
 struct memory {
-    atomic_size_t calls; /* of alloc so far, failed ones included */
+    atomic_size_t calls;         /* of alloc so far, failed ones included */
     atomic_size_t blocks, bytes; /* alive */
-    atomic_size_t fail_at; /* the call that fails, counted from 1; 0: none does */
-    atomic_int fail_after; /* 1: all later calls fail too */
-    atomic_int fill;       /* the byte that new blocks are filled with: nothing may count on it */
+    atomic_size_t fail_at;       /* the call that fails, counted from 1; 0: none does */
+    atomic_int fail_after;       /* 1: all later calls fail too */
+    atomic_int fill; /* the byte that new blocks are filled with: nothing may count on it */
 };
 
 /* Starts with nothing alive and nothing failing. */

@@ -17,7 +17,7 @@ struct mistake {
 /* `field` of `type` becomes `x`, which is refused with KIVI_ERROR_<status>. */
 #define MISTAKE(type, field, x, status)                                                            \
     {                                                                                              \
-        #field " = " #x, offsetof(type, field), sizeof(((type *)0)->field), x, KIVI_ERROR_##status \
+#field " = " #x, offsetof(type, field), sizeof(((type *)0)->field), x, KIVI_ERROR_##status \
     }
 
 /* Bits of floats. */

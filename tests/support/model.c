@@ -154,8 +154,8 @@ static kivi_status run_in_parts(struct rng *rng, kivi_cache *cache, uint32_t lay
 {
     kivi_work *work;
     uint32_t phase, i, order[16];
-    const kivi_status status = kivi_work_begin(cache, layer, items, n_items, attention, n_parts,
-                                               &work, error);
+    const kivi_status status =
+        kivi_work_begin(cache, layer, items, n_items, attention, n_parts, &work, error);
 
     if (status != KIVI_OK)
         return status;
@@ -203,9 +203,9 @@ static void call_subject(struct model *m, struct subject *s, uint32_t layer,
         calls[i].lse = results[i].lse;
         calls[i].q_position = o->item->q_position;
     }
-    status = n_parts ? run_in_parts(&m->rng, s->cache, layer, calls, n_items, attention, n_parts,
-                                    &error)
-                     : kivi_run(s->cache, layer, calls, n_items, attention, &error);
+    status =
+        n_parts ? run_in_parts(&m->rng, s->cache, layer, calls, n_items, attention, n_parts, &error)
+                : kivi_run(s->cache, layer, calls, n_items, attention, &error);
     ck_assert_msg(status == KIVI_OK, "%s: %s", s->name, error.message);
     for (i = 0; i < n_items; i++) {
         tensor_check_gaps(&results[i].out);

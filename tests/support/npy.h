@@ -6,11 +6,11 @@
 #include <stdint.h>
 
 struct npy {
-    char type[4];    /* "f2", "f4", "i4" or "i8" */
+    char type[4]; /* "f2", "f4", "i4" or "i8" */
     size_t rank;
     size_t shape[8];
-    size_t count;    /* elements */
-    void *data;      /* in the byte order of this machine */
+    size_t count; /* elements */
+    void *data;   /* in the byte order of this machine */
 };
 
 /* Loads tests/vectors/<directory>/<name>.npy, of the given type; fails the test if it cannot. */

@@ -59,7 +59,8 @@ static inline uint16_t number_to_f16(double x)
     if (last_place < -24)
         last_place = -24;
     return sign
-           | (uint16_t)(((last_place + 24) << 10) + (int)rint(x * number_power_of_two(-last_place)));
+           | (uint16_t)(((last_place + 24) << 10)
+                        + (int)rint(x * number_power_of_two(-last_place)));
 }
 
 static inline double number_round_f16(double x)

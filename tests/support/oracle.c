@@ -83,8 +83,8 @@ static void pack_key_group(struct oracle *o, uint64_t begin, uint32_t head, uint
     oracle_quantize(o->k + begin * stride + column, stride, (uint32_t)(end - begin), c->k_bits,
                     c->k_code + begin * stride + column, c->k_scale + group, c->k_min + group);
     for (t = begin; t < end; t++)
-        o->k[t * stride + column] = dequantize(c->k_code[t * stride + column], c->k_scale[group],
-                                               c->k_min[group]);
+        o->k[t * stride + column] =
+            dequantize(c->k_code[t * stride + column], c->k_scale[group], c->k_min[group]);
 }
 
 static void pack_value(struct oracle *o, uint64_t token, uint32_t head)
@@ -101,8 +101,8 @@ static void pack_value(struct oracle *o, uint64_t token, uint32_t head)
         oracle_quantize(o->v + row + begin, 1, n, c->v_bits, c->v_code + row + begin,
                         c->v_scale + groups + g, c->v_min + groups + g);
         for (i = begin; i < begin + n; i++)
-            o->v[row + i] = dequantize(c->v_code[row + i], c->v_scale[groups + g],
-                                       c->v_min[groups + g]);
+            o->v[row + i] =
+                dequantize(c->v_code[row + i], c->v_scale[groups + g], c->v_min[groups + g]);
     }
 }
 
@@ -145,7 +145,8 @@ void oracle_append(struct oracle *o, uint64_t n, const double *k, const double *
 void oracle_flush(struct oracle *o)
 {
     struct contents *c = &o->contents;
-    const uint64_t k_packed = o->k_base + (c->n - o->k_base) / o->residual_length * o->residual_length;
+    const uint64_t k_packed =
+        o->k_base + (c->n - o->k_base) / o->residual_length * o->residual_length;
     const uint64_t v_packed = c->n > o->residual_length ? c->n - o->residual_length : 0;
     uint32_t head, channel;
 
@@ -246,8 +247,7 @@ struct oracle_result oracle_attend(const struct oracle *o, uint64_t n_q, const d
         const uint32_t q_head = (uint32_t)(row % o->n_q_heads);
 
         attend_row(o, o->k, o->v, q + row * c->k_dim, q_head, begin, end, a, weights,
-                   r.out + row * c->v_dim, &r.lse[row], &r.score_size[row],
-                   &r.value_size[row]);
+                   r.out + row * c->v_dim, &r.lse[row], &r.score_size[row], &r.value_size[row]);
         attend_row(o, o->exact_k, o->exact_v, q + row * c->k_dim, q_head, begin, end, a, weights,
                    r.exact_out + row * c->v_dim, &r.exact_lse[row], &r.score_size[row],
                    &r.value_size[row]);

@@ -11,9 +11,10 @@
 
 struct oracle {
     uint32_t n_q_heads, residual_length;
-    uint64_t k_base; /* remainder at which key flushes fall, at most n: 0 unless tokens were dropped */
+    uint64_t
+        k_base; /* remainder at which key flushes fall, at most n: 0 unless tokens were dropped */
     struct contents contents; /* k_row and v_row hold all tokens */
-    double *k, *v;             /* [token][head][dim]: what attention sees, dequantized where packed */
+    double *k, *v; /* [token][head][dim]: what attention sees, dequantized where packed */
     double *exact_k, *exact_v; /* the same tokens, never quantized */
 };
 

@@ -8,8 +8,7 @@ static const uint8_t all_bits[] = {2, 4, 8, 16};
 
 void random_config(struct rng *rng, kivi_config *config, uint8_t bits[2][MODEL_LAYERS])
 {
-    static const uint32_t dims[] = {8,  24, 40,  64,  64,  72,  80,
-                                    96, 112, 128, 128, 192, 256, 512};
+    static const uint32_t dims[] = {8, 24, 40, 64, 64, 72, 80, 96, 112, 128, 128, 192, 256, 512};
     static const uint32_t per_kv[] = {1, 1, 2, 4, 7, 8};
     static const uint32_t groups[] = {32, 32, 64, 128};
     static const uint32_t sinks[] = {0, 0, 0, 1, 4, 33, 130};

@@ -147,7 +147,8 @@ static void check_same_attention(const struct session *s, kivi_seq a, const stru
     n_q = n < 2 ? n : 2;
     x = session_attend(s, a, layer, n_q, KIVI_STANDARD);
     y = session_attend(t, b, layer, n_q, KIVI_STANDARD);
-    ck_assert_msg(memcmp(x, y, (size_t)n_q * s->config.n_q_heads * s->config.v_dim * sizeof *x) == 0,
+    ck_assert_msg(memcmp(x, y, (size_t)n_q * s->config.n_q_heads * s->config.v_dim * sizeof *x)
+                      == 0,
                   "%s: layer %u attends to other numbers", what, layer);
     free(x);
     free(y);

@@ -49,7 +49,6 @@ void session_check_same(const struct session *s, kivi_seq a, const struct sessio
                         const char *what);
 
 /* Succeeds, or fails the test with the library's message. */
-#define session_ok(call, error)                                                                    \
-    ck_assert_msg((call) == KIVI_OK, "%s: %s", #call, (error)->message)
+#define session_ok(call, error) ck_assert_msg((call) == KIVI_OK, "%s: %s", #call, (error)->message)
 
 #endif

@@ -188,8 +188,8 @@ static void draw_item(struct stress_actor *a, struct item *item, kivi_item *call
     item->k = random_tensor(a, ROLE_K, n_new);
     item->v = random_tensor(a, ROLE_V, n_new);
     item->q = random_tensor(a, ROLE_Q, call->n_q);
-    item->out = tensor_dense(KIVI_F32, call->n_q, a->shared->config.n_q_heads,
-                             a->shared->config.v_dim);
+    item->out =
+        tensor_dense(KIVI_F32, call->n_q, a->shared->config.n_q_heads, a->shared->config.v_dim);
     call->k = tensor_in(&item->k, 0);
     call->v = tensor_in(&item->v, 0);
     call->q = tensor_in(&item->q, 0);
@@ -321,7 +321,8 @@ static void step_fork(struct stress_actor *a)
     name_step(a, "fork");
     if (a->shared->shared && rng_one_in(&a->rng, 2))
         from = &a->shared->prompt;
-    if (!to || !from->id || !done(a, kivi_seq_fork(a->shared->cache, from->id, &id, &error), &error))
+    if (!to || !from->id
+        || !done(a, kivi_seq_fork(a->shared->cache, from->id, &id, &error), &error))
         return;
     copy_seq(a->shared, to, from, id);
     check_seq(a, to);
@@ -339,7 +340,8 @@ static void step_truncate(struct stress_actor *a)
     if (!seq->id)
         return;
     n = length_of(seq, 0);
-    n = rng_one_in(&a->rng, 3) ? rng_below(&a->rng, n + 10) : n - rng_below(&a->rng, n < 12 ? n + 1 : 12);
+    n = rng_one_in(&a->rng, 3) ? rng_below(&a->rng, n + 10)
+                               : n - rng_below(&a->rng, n < 12 ? n + 1 : 12);
     if (done(a, kivi_seq_truncate(a->shared->cache, seq->id, n, &error), &error)) {
         for (l = 0; l < a->shared->config.n_layers; l++)
             naive_truncate(&seq->layers[l], n);
@@ -460,7 +462,8 @@ static void step_save(struct stress_actor *a)
 
         buffer.data[at] ^= bit;
         status = kivi_seq_load(a->shared->cache, buffer_read, &buffer, &id, &error);
-        ck_assert_msg(status != KIVI_OK && id == 0, "%s: damage at byte %zu was taken", a->what, at);
+        ck_assert_msg(status != KIVI_OK && id == 0, "%s: damage at byte %zu was taken", a->what,
+                      at);
         if (status != KIVI_ERROR_FORMAT && status != KIVI_ERROR_IO)
             done(a, status, &error);
         buffer.data[at] ^= bit;
@@ -495,7 +498,8 @@ static void step_move(struct stress_actor *a)
         buffer_free(&buffer);
         return;
     }
-    if (kivi_cache_load(cache, buffer_read, &buffer, old, new, STRESS_SEQS, &n, &error) != KIVI_OK) {
+    if (kivi_cache_load(cache, buffer_read, &buffer, old, new, STRESS_SEQS, &n, &error)
+        != KIVI_OK) {
         const kivi_config own = s->config;
 
         s->config = config; /* whose limits may be in the way */
@@ -558,9 +562,10 @@ static void step_stats(struct stress_actor *a)
 static void step(struct stress_actor *a)
 {
     static void (*const rare[])(struct stress_actor *) = {
-        step_create,   step_destroy, step_destroy, step_destroy, step_fork,    step_fork, step_fork,
-        step_truncate, step_drop,    step_drop,    step_save,    step_save,    step_save, step_truncate,
-        step_truncate, step_stats,   step_stats,   step_reorder, step_truncate, step_move,
+        step_create, step_destroy, step_destroy,  step_destroy,  step_fork,
+        step_fork,   step_fork,    step_truncate, step_drop,     step_drop,
+        step_save,   step_save,    step_save,     step_truncate, step_truncate,
+        step_stats,  step_stats,   step_reorder,  step_truncate, step_move,
     };
     const size_t n = sizeof rare / sizeof rare[0] - (a->shared->shared ? 1 : 0);
     const int injects = a->shared->injects && rng_one_in(&a->rng, 4);

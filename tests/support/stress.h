@@ -26,14 +26,14 @@ struct stress_cache {
     kivi_config config; /* of `cache` */
     uint8_t bits[2][STRESS_LAYERS];
     struct memory memory;
-    int injects;  /* 1: allocations fail now and then */
-    int shared;   /* 1: several actors: the cache stays, and what it reports is not exact */
+    int injects; /* 1: allocations fail now and then */
+    int shared;  /* 1: several actors: the cache stays, and what it reports is not exact */
     struct stress_seq prompt; /* which all actors may fork and none may change */
 };
 
 struct stress_counts {
-    uint64_t steps, calls, tokens, queries, forks, truncations, drops, reorders, saves, loads, moves,
-        refused, injected, damaged, checks;
+    uint64_t steps, calls, tokens, queries, forks, truncations, drops, reorders, saves, loads,
+        moves, refused, injected, damaged, checks;
 };
 
 struct stress_actor {

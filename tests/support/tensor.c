@@ -68,8 +68,8 @@ void tensor_free(struct tensor *t)
 
 static size_t index_of(const struct tensor *t, uint64_t token, uint32_t head, uint32_t channel)
 {
-    return (size_t)(t->start + (ptrdiff_t)token * t->token_stride
-                    + (ptrdiff_t)head * t->head_stride + (ptrdiff_t)channel);
+    return (size_t)(t->start + (ptrdiff_t)token * t->token_stride + (ptrdiff_t)head * t->head_stride
+                    + (ptrdiff_t)channel);
 }
 
 double tensor_get(const struct tensor *t, uint64_t token, uint32_t head, uint32_t channel)
@@ -104,7 +104,8 @@ void tensor_set(struct tensor *t, uint64_t token, uint32_t head, uint32_t channe
 
 double *tensor_decode(const struct tensor *t)
 {
-    double *dense = malloc((size_t)(t->tokens * t->heads * t->dim) * sizeof *dense + 1), *to = dense;
+    double *dense = malloc((size_t)(t->tokens * t->heads * t->dim) * sizeof *dense + 1),
+           *to = dense;
     uint64_t token;
     uint32_t head, channel;
 

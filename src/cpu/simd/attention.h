@@ -162,8 +162,8 @@ KIVI_INLINE void score_codes(const struct kivi_layout *l, const void *block,
                     KIVI_UNROLL
                     for (k = 0; k < n_sums; k++) {
                         const struct operand *o = &operands[k / n_digits];
-                        const VI digits = vi_repeat4(o->digits + k % n_digits * o->width + 16 * u
-                                                     + 4 * i);
+                        const VI digits =
+                            vi_repeat4(o->digits + k % n_digits * o->width + 16 * u + 4 * i);
 
                         KIVI_UNROLL
                         for (v = 0; v < SIDE_BY_SIDE; v++)
@@ -228,8 +228,8 @@ KIVI_INLINE struct cut cut_query(const struct folding *f, const float *q, const 
 
 /* At most ROWS_AT_ONCE rows; bits is a constant. */
 KIVI_INLINE void score_blocks(const struct kivi_layout *l, const float *q, uint32_t n_rows,
-                              const char *blocks, uint32_t n_blocks, uintptr_t ahead,
-                              float *scores, size_t ld, kivi_precision precision, uint32_t bits)
+                              const char *blocks, uint32_t n_blocks, uintptr_t ahead, float *scores,
+                              size_t ld, kivi_precision precision, uint32_t bits)
 {
     struct fixed fixed[ROWS_AT_ONCE];
     struct folding f;
@@ -338,9 +338,8 @@ KIVI_INLINE void sum_codes(const struct kivi_layout *l, const void *block,
 
             KIVI_UNROLL
             for (v = 0; v < VECTORS; v++)
-                vf_store(to + v * LANES,
-                         vf_fma(join_digits(&total[v][k * n_digits], n_digits),
-                                vf_set(operands[k].step), vf_load(to + v * LANES)));
+                vf_store(to + v * LANES, vf_fma(join_digits(&total[v][k * n_digits], n_digits),
+                                                vf_set(operands[k].step), vf_load(to + v * LANES)));
         }
     }
 }
@@ -373,8 +372,8 @@ static uint32_t tokens_of(uint32_t n_tokens, uint32_t index)
  * matter beside another. */
 KIVI_INLINE void fold_weights(const struct kivi_layout *l, const float *p, size_t ld,
                               const char *blocks, uint32_t n_blocks, uint32_t n_tokens,
-                              uintptr_t ahead, float *out, VF bias[][MAX_DIM / KIVI_TILE], kivi_precision precision,
-                              uint32_t bits, struct batch *batch)
+                              uintptr_t ahead, float *out, VF bias[][MAX_DIM / KIVI_TILE],
+                              kivi_precision precision, uint32_t bits, struct batch *batch)
 {
     const uint32_t n = l->n_groups * KIVI_TILE, width = batch->width;
     struct fixed fixed[ROWS_AT_ONCE];
@@ -407,8 +406,8 @@ KIVI_INLINE void fold_weights(const struct kivi_layout *l, const float *p, size_
             continue;
         for (i = 0; i < n_blocks; i++) {
             unfold(l, blocks + (size_t)i * l->block_bytes, n, tokens_of(n_tokens, i), ahead, &f);
-            cut[r][i] = (struct cut){3, multiply_floats(&f, p + r * ld + i * KIVI_TILE, KIVI_TILE, n,
-                                                        SIGNED_WEIGHTS(bits),
+            cut[r][i] = (struct cut){3, multiply_floats(&f, p + r * ld + i * KIVI_TILE, KIVI_TILE,
+                                                        n, SIGNED_WEIGHTS(bits),
                                                         digits_of(batch, i, r), width)};
         }
     }
@@ -432,11 +431,11 @@ KIVI_INLINE void sum_blocks(const struct kivi_layout *l, const float *p, size_t 
     for (b = 0; b * KIVI_TILE < n_tokens; b += n, blocks += n * (size_t)l->block_bytes) {
         n = begin_batch(&batch, l->n_groups * KIVI_TILE, n_rows,
                         (n_tokens + KIVI_TILE - 1) / KIVI_TILE - b);
-        fold_weights(l, p + (size_t)b * KIVI_TILE, ld, blocks, n,
-                     n_tokens - b * KIVI_TILE, ahead, out, bias, precision, bits,
-                     &batch);
+        fold_weights(l, p + (size_t)b * KIVI_TILE, ld, blocks, n, n_tokens - b * KIVI_TILE, ahead,
+                     out, bias, precision, bits, &batch);
         for (i = 0; i < n; i++)
-            FOR_OPERANDS(sum_codes, l, blocks + (size_t)i * l->block_bytes, &batch.operands[i], bits, ahead);
+            FOR_OPERANDS(sum_codes, l, blocks + (size_t)i * l->block_bytes, &batch.operands[i],
+                         bits, ahead);
     }
     for (r = 0; r < n_rows; r++, out += l->dim_pad) {
         for (g = 0; g < l->n_groups; g++) {
@@ -456,9 +455,8 @@ KIVI_INLINE void sum_all(const struct kivi_layout *l, const float *p, size_t ld,
     uint32_t r;
 
     for (r = 0; r < n_rows; r += ROWS_AT_ONCE)
-        sum_blocks(l, p + r * ld, ld, n_rows - r < ROWS_AT_ONCE ? n_rows - r : ROWS_AT_ONCE,
-                   blocks, n_tokens, ahead_of(blocks, next), out + (size_t)r * l->dim_pad, precision,
-                   bits);
+        sum_blocks(l, p + r * ld, ld, n_rows - r < ROWS_AT_ONCE ? n_rows - r : ROWS_AT_ONCE, blocks,
+                   n_tokens, ahead_of(blocks, next), out + (size_t)r * l->dim_pad, precision, bits);
 }
 
 static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,

@@ -10,7 +10,7 @@ typedef struct {
 } VD;
 
 /* How many products one VD takes. */
-#define DOTS_SIGNED(bits) ((bits) == 2 ? 40 : 8)  /* 2 * 128 * 3 and 2 * 128 * 15 to a product */
+#define DOTS_SIGNED(bits) ((bits) == 2 ? 40 : 8)   /* 2 * 128 * 3 and 2 * 128 * 15 to a product */
 #define DOTS_UNSIGNED(bits) ((bits) == 2 ? 20 : 4) /* 2 * 255 * 3 and 2 * 255 * 15 */
 
 KIVI_INLINE VD vd_zero(void)

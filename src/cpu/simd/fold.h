@@ -29,7 +29,7 @@ struct fixed {
 /* A block's scales and minima. */
 struct folding {
     const uint16_t *scales, *minima;
-    struct fixed fixed; /* the scales */
+    struct fixed fixed;           /* the scales */
     uint16_t present[2][MAX_DIM]; /* copies of which some are 0 */
 };
 

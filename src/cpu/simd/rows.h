@@ -50,8 +50,8 @@ KIVI_INLINE void score_rows(uint32_t dim, const float *q, size_t q_stride, uint3
                          : load_half_vector(rows + t * stride + c);
         KIVI_UNROLL
         for (r = 0; r < n_rows; r++) {
-            const VF y = whole ? vf_load(q + r * q_stride + c)
-                               : load_float_vector(q + r * q_stride + c);
+            const VF y =
+                whole ? vf_load(q + r * q_stride + c) : load_float_vector(q + r * q_stride + c);
 
             KIVI_UNROLL
             for (t = 0; t < n_tokens; t++)

@@ -30,7 +30,8 @@ KIVI_INLINE VF exp_of(VF x)
     const VI n = vi_round(vf_mul(clamped, vf_set(1.44269504f)));
     const VF turns = vf_of(n);
     /* ln 2 in two parts, the first with few bits: exact times n */
-    const VF r = vf_fma(turns, vf_set(2.12194440e-4f), vf_fma(turns, vf_set(-0.693359375f), clamped));
+    const VF r =
+        vf_fma(turns, vf_set(2.12194440e-4f), vf_fma(turns, vf_set(-0.693359375f), clamped));
     VF y = vf_set(1.9875691500e-4f);
 
     y = vf_fma(y, r, vf_set(1.3981999507e-3f));
@@ -68,8 +69,8 @@ static void softcap(float *x, size_t n, float cap)
     for (i = 0; i + LANES <= n; i += LANES)
         vf_store(x + i, vf_mul(tanh_of(vf_div(vf_load(x + i), vf_set(cap))), vf_set(cap)));
     if (i < n)
-        store_last(x + i, n - i, vf_mul(tanh_of(vf_div(load_last(x + i, n - i, 0), vf_set(cap))),
-                                        vf_set(cap)));
+        store_last(x + i, n - i,
+                   vf_mul(tanh_of(vf_div(load_last(x + i, n - i, 0), vf_set(cap))), vf_set(cap)));
 }
 
 static float largest(const float *x, size_t n)
