@@ -3,9 +3,9 @@
  * specification. Kernels work on the memory they are given: they never allocate, lock, log, start
  * threads or read the environment.
  *
- * Names: operation, then file and folder suffix of the instruction set: k_scores_avx2 in src/avx2.
- * Equality classes (docs/numerics.md): to_f16 and quantize_* equal the scalar table bit for bit;
- * attention is within the bound of its precision of exact arithmetic.
+ * The vector tables are made of the templates in src/cpu/simd. Equality classes (docs/numerics.md):
+ * to_f16 and quantize_* equal the scalar table bit for bit; attention is within the bound of its
+ * precision of exact arithmetic.
  */
 #ifndef KIVI_KERNELS_H
 #define KIVI_KERNELS_H
