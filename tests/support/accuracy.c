@@ -76,12 +76,13 @@ void accuracy_add_result(struct accuracy *a, const struct tensor *out,
     for (row = 0; row < oracle->n_rows; row++) {
         const double *reference = oracle->out + row * oracle->dim;
         const double norm = length(oracle->dim, reference);
-        /* Huge values may cancel to a short row. */
-        const double size = a->rule != RULE_RANDOM ? oracle->value_size[row] : norm;
+        /* Values may cancel to a short row; what f32 sums of them can hold is relative to the values. Huge
+         * ones are multiplied by weights whose scores were huge, too. */
+        const double value = oracle->value_size[row];
+        const double size = a->rule != RULE_RANDOM ? value : norm;
         double floor = fmax(score_error(oracle, row) - PRECISE_RELATIVE, 0) * size + UNDERFLOW;
 
-        if (a->rule != RULE_RANDOM)
-            floor += 16 * 0x1p-24 * size;
+        floor += (a->rule != RULE_RANDOM ? 16 : 4) * 0x1p-24 * value;
         if (out->dtype == KIVI_F16) { /* half a last place, or of the smallest subnormal */
             floor += 0x1p-11 * norm + 0x1p-25 * sqrt(oracle->dim);
             saturate(oracle->dim, reference, limited);
