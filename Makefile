@@ -43,7 +43,7 @@ demo: build ## A small language model on several caches, side by side
 	OMP_WAIT_POLICY=passive build/release/examples/kivi-lm $(demo_args) --cache f16,kivi4,kivi2,k2t
 
 bench: build ## The standard table of speeds
-	build/release/bench/kivi-bench all
+	build/release/bench/kivi-bench all --quick
 
 check: deps ## All tests: optimized, sanitizers, valgrind, install and consume
 	@tests/check.sh $(cmake_args)
