@@ -22,24 +22,36 @@ KIVI_INLINE int all_finite(VF sum)
     return x == x;
 }
 
-static int f16_from_f32(uint16_t *dst, const void *src, size_t n)
+/* From f32 or bf16; `type` is a constant. */
+KIVI_INLINE int round_to_f16(uint16_t *dst, const void *src, size_t n, kivi_dtype type)
 {
-    const float *from = src;
+    const float *floats = src;
+    const uint16_t *halves = src;
     VF sum = vf_zero();
     int finite = 1;
     size_t i;
 
     for (i = 0; i + LANES <= n; i += LANES) {
-        const VF x = vf_load(from + i);
+        const VF x = type == KIVI_F32 ? vf_load(floats + i) : vf_load_bf16(halves + i);
 
         vf_store_half(dst + i, x);
         sum = not_finite(vf_round_half(x), sum);
     }
     for (; i < n; i++) {
-        dst[i] = kivi_f16_from_f32(from[i]);
+        dst[i] = kivi_f16_from_f32(type == KIVI_F32 ? floats[i] : kivi_f32_from_bf16(halves[i]));
         finite &= kivi_f16_is_finite(dst[i]);
     }
     return finite & all_finite(sum);
+}
+
+static int f16_from_f32(uint16_t *dst, const void *src, size_t n)
+{
+    return round_to_f16(dst, src, n, KIVI_F32);
+}
+
+static int f16_from_bf16(uint16_t *dst, const void *src, size_t n)
+{
+    return round_to_f16(dst, src, n, KIVI_BF16);
 }
 
 static int f16_from_f16(uint16_t *dst, const void *src, size_t n)
@@ -55,26 +67,6 @@ static int f16_from_f16(uint16_t *dst, const void *src, size_t n)
         finite &= kivi_f16_is_finite(from[i]);
     if (dst != src)
         memcpy(dst, src, n * sizeof *dst);
-    return finite & all_finite(sum);
-}
-
-static int f16_from_bf16(uint16_t *dst, const void *src, size_t n)
-{
-    const uint16_t *from = src;
-    VF sum = vf_zero();
-    int finite = 1;
-    size_t i;
-
-    for (i = 0; i + LANES <= n; i += LANES) {
-        const VF x = vf_load_bf16(from + i);
-
-        vf_store_half(dst + i, x);
-        sum = not_finite(vf_round_half(x), sum);
-    }
-    for (; i < n; i++) {
-        dst[i] = kivi_f16_from_f32(kivi_f32_from_bf16(from[i]));
-        finite &= kivi_f16_is_finite(dst[i]);
-    }
     return finite & all_finite(sum);
 }
 
