@@ -1,10 +1,12 @@
 #!/bin/sh
-# kivi-inspect on the pinned files and on what is none: inspect.sh <program> <files> <work directory>.
+# kivi-inspect on the pinned files and on what is none: inspect.sh <files> <work directory> <command>...
+# The command has several words where an emulator runs the program.
 set -eu
 
-program=${CROSSCOMPILING_EMULATOR:-}$1
-files=$2
-work=$3
+files=$1
+work=$2
+shift 2
+command=$*
 rm -rf "$work"
 mkdir -p "$work"
 
@@ -19,7 +21,7 @@ expect() { # <file> <text>
 refuse() { # <what> <argument>...: one line, and no success
     what=$1
     shift
-    if "$program" "$@" >"$work/out" 2>"$work/err"; then
+    if $command "$@" >"$work/out" 2>"$work/err"; then
         echo "$what: accepted" >&2
         exit 1
     fi
@@ -31,13 +33,13 @@ refuse() { # <what> <argument>...: one line, and no success
 }
 
 for file in "$files"/*.kivi; do
-    "$program" "$file" --svg "$work/scales.svg" >"$work/text"
-    "$program" "$file" --json >"$work/json"
+    $command "$file" --svg "$work/scales.svg" >"$work/text"
+    $command "$file" --json >"$work/json"
     expect "$work/text" "sound"
     expect "$work/json" '"rms_error"'
     expect "$work/scales.svg" "</svg>"
 done
-"$program" "$files/mixed.kivi" >"$work/text"
+$command "$files/mixed.kivi" >"$work/text"
 expect "$work/text" "2 layers, 2 kv heads, dimension 24 of keys and 40 of values"
 expect "$work/text" "keys     16  f16, not quantized"
 
