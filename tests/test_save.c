@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "core/crc32c.h"
+#include "core/format.h"
 #include "support/buffer.h"
 #include "support/fixture.h"
 #include "support/session.h"
@@ -300,52 +301,129 @@ START_TEST(every_truncation_is_found)
 }
 END_TEST
 
-/* Lies with correct checksums: lengths that do not fit, a scale below 0, numbers that are not finite. */
-START_TEST(lies_are_found)
+/* Lies with correct checksums. */
+enum { RECORD = KIVI_HEADER_BYTES + KIVI_SEQUENCE_BYTES, PAYLOAD = RECORD + KIVI_LAYER_BYTES };
+
+static void put_checksum(struct buffer *file, size_t from, size_t to)
 {
-    enum { RECORD = 56 + 12, PAYLOAD = RECORD + 72 };
+    kivi_put32(file->data + to, kivi_crc32c(0, file->data + from, to - from));
+}
+
+START_TEST(headers_that_lie_are_found)
+{
+    struct buffer file = saved_fixture();
+    struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
+    size_t i;
+
+    for (i = 0; i < KIVI_HEADER_BYTES - 4; i++) {
+        file.data[i]++;
+        put_checksum(&file, 0, KIVI_HEADER_BYTES - 4);
+        check_refused(&file, "a wrong header", i);
+        file.data[i]--;
+    }
+    kivi_put64(file.data + 40,
+               0); /* kivi_seq_load wants one; to kivi_cache_load it is an empty cache */
+    put_checksum(&file, 0, KIVI_HEADER_BYTES - 4);
+    {
+        kivi_seq seq = 1;
+        size_t n = 1;
+
+        file.at = 0;
+        ck_assert_int_eq(kivi_seq_load(fixture.cache, buffer_read, &file, &seq, NULL),
+                         KIVI_ERROR_FORMAT);
+        ck_assert_uint_eq(seq, 0);
+        file.at = 0;
+        ck_assert_int_eq(
+            kivi_cache_load(fixture.cache, buffer_read, &file, NULL, NULL, 0, &n, NULL), KIVI_OK);
+        ck_assert_uint_eq(n, 0);
+    }
+    snapshot_check(&before, &fixture, "headers that lie");
+    buffer_free(&file);
+    fixture_close(&fixture);
+}
+END_TEST
+
+START_TEST(lengths_that_lie_are_found)
+{
     static const size_t fields[] = {0, 4, 8, 16, 24, 32, 40, 48, 56, 64};
     struct buffer file = saved_fixture();
     struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
     unsigned char *record = file.data + RECORD;
-    uint64_t payload = 0;
     size_t i, j;
 
-    for (i = 0; i < 8; i++)
-        payload |= (uint64_t)record[56 + i] << (8 * i);
     for (i = 0; i < LENGTH(fields); i++) {
         for (j = 0; j < (i < 2 || i == 9 ? 4u : 8u); j++) {
-            unsigned char copy[72];
-            uint32_t crc;
+            unsigned char copy[KIVI_LAYER_BYTES];
 
             memcpy(copy, record, sizeof copy);
             record[fields[i] + j] += (unsigned char)(j == 0 ? 32 : 1);
-            crc = kivi_crc32c(0, record, 68);
-            record[68] = (unsigned char)crc, record[69] = (unsigned char)(crc >> 8);
-            record[70] = (unsigned char)(crc >> 16), record[71] = (unsigned char)(crc >> 24);
+            put_checksum(&file, RECORD, PAYLOAD - 4);
             check_refused(&file, "a wrong length in field", i);
             memcpy(record, copy, sizeof copy);
         }
     }
-    for (i = 1; i < payload; i += 2) { /* the high byte of halves: not finite, or negative */
-        unsigned char *byte = file.data + PAYLOAD + i, *end = file.data + PAYLOAD + payload;
+    snapshot_check(&before, &fixture, "lengths that lie");
+    buffer_free(&file);
+    fixture_close(&fixture);
+}
+END_TEST
+
+/* Bytes of a payload, from its end, that are f16 rows. */
+static uint64_t row_bytes(const unsigned char *record)
+{
+    const kivi_config *c = &fixture.config;
+    const uint64_t n = kivi_get64(record + 8), sinks = n < c->n_sink ? n : c->n_sink;
+
+    return 2 * c->n_kv_heads
+           * (sinks * (c->k_dim + c->v_dim) + (n - kivi_get64(record + 40)) * c->k_dim
+              + (n - kivi_get64(record + 48)) * c->v_dim);
+}
+
+/* Scales and minima of a payload's blocks: of keys one to a channel, padded to 16, and block; of values one
+ * to a group of channels and token, padded to 32. */
+static uint64_t packed_scales(const unsigned char *record)
+{
+    const kivi_config *c = &fixture.config;
+    const uint64_t k_blocks = kivi_get64(record + 16) / c->group_size;
+    const uint64_t v_blocks = (kivi_get64(record + 24) + 31) / 32;
+
+    return 2 * c->n_kv_heads
+           * (k_blocks * ((c->k_dim + 15) / 16 * 16)
+              + v_blocks * 32 * ((c->v_dim + c->group_size - 1) / c->group_size));
+}
+
+/* The high byte of every half: not finite, which a row, a scale or a minimum may not be; a code may be
+ * anything. */
+START_TEST(numbers_that_are_not_finite_are_found)
+{
+    struct buffer file = saved_fixture();
+    struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
+    const uint64_t payload = kivi_get64(file.data + RECORD + 56);
+    const uint64_t rows = row_bytes(file.data + RECORD);
+    uint64_t i, refused_blocks = 0;
+
+    ck_assert(rows > 0 && rows < payload);
+    for (i = 1; i < payload; i += 2) {
+        unsigned char *byte = file.data + PAYLOAD + i;
         const unsigned char was = *byte;
+        kivi_status status;
         kivi_seq seq;
-        uint32_t crc;
 
         *byte = 0xff;
-        crc = kivi_crc32c(0, file.data + PAYLOAD, payload);
-        end[0] = (unsigned char)crc, end[1] = (unsigned char)(crc >> 8);
-        end[2] = (unsigned char)(crc >> 16), end[3] = (unsigned char)(crc >> 24);
+        put_checksum(&file, PAYLOAD, PAYLOAD + (size_t)payload);
         file.at = 0;
-        /* A code may be anything; in a row or a scale this is an error. Neither may crash. */
-        if (kivi_seq_load(fixture.cache, buffer_read, &file, &seq, NULL) == KIVI_OK)
+        status = kivi_seq_load(fixture.cache, buffer_read, &file, &seq, NULL);
+        if (status == KIVI_OK)
             ck_assert_int_eq(kivi_seq_destroy(fixture.cache, seq, NULL), KIVI_OK);
         else
-            ck_assert_uint_eq(seq, 0);
+            ck_assert(status == KIVI_ERROR_FORMAT && seq == 0);
+        ck_assert_msg(i < payload - rows || status != KIVI_OK, "a row, byte %llu: loaded",
+                      (unsigned long long)i);
+        refused_blocks += i < payload - rows && status != KIVI_OK;
         *byte = was;
     }
-    snapshot_check(&before, &fixture, "files that lie");
+    ck_assert_uint_eq(refused_blocks, packed_scales(file.data + RECORD));
+    snapshot_check(&before, &fixture, "numbers that are not finite");
     buffer_free(&file);
     fixture_close(&fixture);
 }
@@ -471,7 +549,9 @@ int main(void)
     tcase_add_loop_test(trips, version_1_is_pinned, 0, backend_count());
     tcase_add_test(damage, every_damaged_byte_is_found);
     tcase_add_test(damage, every_truncation_is_found);
-    tcase_add_test(damage, lies_are_found);
+    tcase_add_test(damage, headers_that_lie_are_found);
+    tcase_add_test(damage, lengths_that_lie_are_found);
+    tcase_add_test(damage, numbers_that_are_not_finite_are_found);
     tcase_add_test(damage, write_failures_are_reported);
     tcase_set_timeout(trips, 0);
     tcase_set_timeout(damage, 0);
