@@ -12,7 +12,6 @@
 #include "cpu/kernels.h"
 
 #define MAX_DIM 512u
-#define MAX_TOKENS 128u
 #define MAX_ROWS 9u
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
@@ -62,7 +61,7 @@ static void compare(struct input *in, const struct kivi_kernels *table, uint32_t
     const struct kivi_kernels *scalar = &kivi_kernels_scalar;
     const struct kivi_layout k = kivi_layout_keys(bits, dim, group);
     const struct kivi_layout v = kivi_layout_values(bits, dim, group);
-    uint16_t *rows = room((size_t)MAX_TOKENS * dim * 2);
+    uint16_t *rows = room((size_t)group * dim * 2);
     void *a = room(k.block_bytes), *b = room(k.block_bytes);
     void *c = room(v.block_bytes), *d = room(v.block_bytes);
     float *q = room((size_t)MAX_ROWS * MAX_DIM * 4), *x = room((size_t)MAX_ROWS * MAX_DIM * 4);
@@ -71,7 +70,7 @@ static void compare(struct input *in, const struct kivi_kernels *table, uint32_t
     const uint32_t first = next(in) % KIVI_TILE, count = 1 + next(in) % (KIVI_TILE - first);
     uint32_t r, t, i;
 
-    for (i = 0; i < MAX_TOKENS * dim; i++)
+    for (i = 0; i < group * dim; i++)
         rows[i] = next_half(in);
     scalar->quantize_k(&k, rows, dim, first, a);
     table->quantize_k(&k, rows, dim, first, b);
