@@ -51,8 +51,13 @@ int subject_failed(const struct subject *subject);
 int decode_run(struct bench *bench, const struct scenario *scenario);
 int append_run(struct bench *bench, const struct scenario *scenario);
 int prefill_run(struct bench *bench, const struct scenario *scenario);
+int save_run(struct bench *bench, const struct scenario *scenario);
 int bandwidth_run(struct bench *bench, const struct scenario *scenario);
 int standard_run(struct bench *bench, const struct scenario *scenario);
+
+/* The same on a GPU, from device memory; only in a build with KIVI_CUDA. */
+int cuda_decode_run(struct bench *bench, const struct scenario *scenario);
+int cuda_append_run(struct bench *bench, const struct scenario *scenario);
 
 /* Draws the decode rows with two or more contexts. */
 int plot_write(const char *path, const struct machine *machine, const struct row *rows, size_t n);

@@ -3,10 +3,10 @@
  * uses.
  *
  * Sources: kivi-bench.c (this: the run as a whole), options.c (the command line), standard.c (the
- * standard table), decode.c, prompt.c (append and prefill), table.c (rows measured in turns),
- * subject.c (a cache under measurement), measure.c (rounds and medians), bandwidth.c (the reader),
- * data.c (keys and values), machine.c (what it runs on), report.c (tables and JSON), svg.c (the
- * plot).
+ * standard table), decode.c, prompt.c (append and prefill), save.c, cuda.cu (decode and append on a
+ * GPU), table.c (rows measured in turns), subject.c (a cache under measurement), measure.c (rounds and
+ * medians), bandwidth.c (the reader), data.c (keys and values), machine.c (what it runs on), report.c
+ * (tables and JSON), svg.c (the plot).
  *
  * Only the public interface of the library is used.
  */
@@ -14,6 +14,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define LEAST_FOOTPRINT ((uint64_t)1 << 30)
 
@@ -83,10 +84,29 @@ static void choose_threads(struct number_list *threads)
 #endif
 }
 
+/* A GPU's arrays are not the host's, and its time is not the host's clock. */
+static int run_on_gpu(struct bench *bench, const struct options *options)
+{
+#if defined(KIVI_HAVE_CUDA)
+    if (options->command == COMMAND_DECODE)
+        return cuda_decode_run(bench, &options->scenario);
+    if (options->command == COMMAND_APPEND)
+        return cuda_append_run(bench, &options->scenario);
+    fprintf(stderr, "kivi-bench: decode and append can be measured on the cuda backend\n");
+#else
+    (void)bench;
+    (void)options;
+    fprintf(stderr, "kivi-bench: built without KIVI_CUDA, so it cannot measure the cuda backend\n");
+#endif
+    return 0;
+}
+
 static int run_command(struct bench *bench, const struct options *options)
 {
     const struct scenario *s = &options->scenario;
 
+    if (bench->backend && strcmp(bench->backend, "cuda") == 0)
+        return run_on_gpu(bench, options);
     switch (options->command) {
     case COMMAND_DECODE:
         return decode_run(bench, s);
@@ -94,6 +114,8 @@ static int run_command(struct bench *bench, const struct options *options)
         return append_run(bench, s);
     case COMMAND_PREFILL:
         return prefill_run(bench, s);
+    case COMMAND_SAVE:
+        return save_run(bench, s);
     case COMMAND_BANDWIDTH:
         return bandwidth_run(bench, s);
     case COMMAND_ALL:

@@ -4,8 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CACHES (COMMAND_DECODE | COMMAND_APPEND | COMMAND_PREFILL)
-#define EVERY (CACHES | COMMAND_BANDWIDTH | COMMAND_ALL)
+#define ATTENTION (COMMAND_DECODE | COMMAND_PREFILL)
+#define CACHES (ATTENTION | COMMAND_APPEND | COMMAND_SAVE)
+#define THREADED (ATTENTION | COMMAND_APPEND | COMMAND_BANDWIDTH | COMMAND_ALL)
+#define EVERY (THREADED | COMMAND_SAVE)
 
 static const struct {
     const char *name, *summary, *help;
@@ -16,7 +18,9 @@ static const struct {
      "the whole context. Many sequences take turns, as the layers of a model do, so that no step\n"
      "finds its data in the CPU's caches. Bytes are those of the packed layout: codes, scales,\n"
      "minima and f16 rows of every token, once. All rows of one context are measured in turns\n"
-     "with a reader of plain memory; its bandwidth is what \"of read\" refers to, turn by turn.\n",
+     "with a reader of plain memory; its bandwidth is what \"of read\" refers to, turn by turn.\n"
+     "With --backend cuda a table of its own: the standard shapes of a GPU, unless heads, context or\n"
+     "batch are given.\n",
      COMMAND_DECODE},
     {"append", "quantization of new tokens",
      "A row is one call of kivi_run for one layer that appends only, with f16 input that lies in\n"
@@ -28,6 +32,10 @@ static const struct {
      "causally with all its queries, quantize. Operations are two per multiply-add of the causal\n"
      "triangle, in both products.\n",
      COMMAND_PREFILL},
+    {"save", "saving a sequence to memory, and loading it",
+     "A row is one kivi_seq_save or kivi_seq_load of one layer, on one thread, in turns with a memcpy\n"
+     "of the same bytes.\n",
+     COMMAND_SAVE},
     {"bandwidth", "what reading memory can reach",
      "A row is one pass of the reader: a sum over a part of a buffer far larger than the caches.\n"
      "Several forms of it (streams, prefetch distance) are tried first; the best is kept.\n",
@@ -51,6 +59,7 @@ enum id {
     CONTEXT,
     PRECISION,
     QUERIES,
+    BATCH,
     TOKENS,
     WITH_APPEND,
     IN_CACHE,
@@ -76,14 +85,14 @@ static const struct {
     {V_DIM, "--v-dim", "N", "head dimension of values and outputs alone", CACHES},
     {BITS, "--bits", "LIST", "cache types: 2, 4, 8, 16, or kXvY (16,8,4,2)", CACHES},
     {GROUP, "--group", "N", "group size: 32, 64 or 128 (32)", CACHES},
-    {THREADS, "--threads", "LIST", "threads (1 and all)", EVERY},
+    {THREADS, "--threads", "LIST", "threads (1 and all)", THREADED},
     {BACKEND, "--backend", "LIST", "backends by name (the library's choice)", CACHES | COMMAND_ALL},
-    {CONTEXT, "--context", "LIST", "tokens of the sequence (4096,16384,65536; append 4096)",
-     COMMAND_DECODE | COMMAND_APPEND},
-    {PRECISION, "--precision", "P", "standard, precise or both (standard)",
-     COMMAND_DECODE | COMMAND_PREFILL},
+    {CONTEXT, "--context", "LIST", "tokens of the sequence (4096,16384,65536; append 4096, save 65536)",
+     COMMAND_DECODE | COMMAND_APPEND | COMMAND_SAVE},
+    {PRECISION, "--precision", "P", "standard, precise or both (standard)", ATTENTION},
     {QUERIES, "--queries", "N", "queries of a step, 1 to 16: speculative decoding (1)",
      COMMAND_DECODE},
+    {BATCH, "--batch", "N", "GPU: sequences of a step, 1 to 256 (1)", COMMAND_DECODE},
     {TOKENS, "--tokens", "N", "tokens of one call (append 512, prefill 2048)",
      COMMAND_APPEND | COMMAND_PREFILL},
     {WITH_APPEND, "--with-append", NULL, "a step appends the tokens of its queries first",
@@ -91,7 +100,7 @@ static const struct {
     {IN_CACHE, "--in-cache", NULL, "one sequence over and over: data in the CPU's caches",
      COMMAND_DECODE},
     {HOST, "--host-threads", NULL, "drive kivi_work_* from the bench's own threads",
-     CACHES | COMMAND_ALL},
+     ATTENTION | COMMAND_APPEND | COMMAND_ALL},
     {DATA, "--data", "D", "keys: gauss, or outlier (a few channels ten times the rest; default)",
      CACHES | COMMAND_ALL},
     {TIME, "--time", "S", "seconds of measurement for each row (0.4; quick 0.2)", EVERY},
@@ -233,6 +242,7 @@ static int set(struct options *o, enum id id, char *value)
     uint32_t n;
     char *end;
 
+    s->has_shape |= id == Q_HEADS || id == KV_HEADS || id == CONTEXT || id == BATCH;
     switch (id) {
     case Q_HEADS:
         return parse_number(value, 1, 65536, &s->q_heads);
@@ -262,6 +272,8 @@ static int set(struct options *o, enum id id, char *value)
         return parse_precision(value, &s->precisions);
     case QUERIES:
         return parse_number(value, 1, 16, &s->queries);
+    case BATCH:
+        return parse_number(value, 1, 256, &s->batch);
     case TOKENS:
         return parse_number(value, 1, 1u << 20, &s->tokens);
     case WITH_APPEND:
@@ -305,7 +317,8 @@ static void set_defaults(struct options *o, enum command command)
                      .contexts = {3, {4096, 16384, 65536}},
                      .types = {4, {{16, 16}, {8, 8}, {4, 4}, {2, 2}}},
                      .precisions = PRECISION_STANDARD,
-                     .queries = 1},
+                     .queries = 1,
+                     .batch = 1},
         .backends = {1, {NULL}},
     };
 
@@ -314,6 +327,8 @@ static void set_defaults(struct options *o, enum command command)
     o->scenario.tokens = command == COMMAND_APPEND ? 512 : 2048;
     if (command == COMMAND_APPEND)
         o->scenario.contexts = (struct number_list){1, {4096}};
+    if (command == COMMAND_SAVE)
+        o->scenario.contexts = (struct number_list){1, {65536}};
 }
 
 /* What the options say together. */

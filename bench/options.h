@@ -12,7 +12,8 @@ enum command {
     COMMAND_APPEND = 1u << 1,
     COMMAND_PREFILL = 1u << 2,
     COMMAND_BANDWIDTH = 1u << 3,
-    COMMAND_ALL = 1u << 4
+    COMMAND_ALL = 1u << 4,
+    COMMAND_SAVE = 1u << 5
 };
 
 enum {
@@ -51,6 +52,8 @@ struct scenario {
     uint32_t tokens;  /* of one append or prefill call */
     int appends;      /* a decode step appends its tokens before it attends */
     int in_cache;     /* one sequence over and over, so that its data stays in the CPU's caches */
+    uint32_t batch;   /* GPU: sequences of one step */
+    int has_shape;    /* GPU: heads, context or batch were given, and replace the standard shapes */
 };
 
 /* Settings of the run as a whole. */

@@ -66,6 +66,11 @@ static int is_command(const struct row *row, const char *command)
     return strcmp(row->command, command) == 0;
 }
 
+static int has_context(const struct row *row)
+{
+    return is_command(row, "decode") || is_command(row, "save");
+}
+
 static void print_columns(const struct row *w)
 {
     if (is_command(w, "bandwidth")) {
@@ -73,12 +78,12 @@ static void print_columns(const struct row *w)
                "best GB/s");
         return;
     }
-    printf("%8s %7s  %-5s %-9s %11s %11s", is_command(w, "decode") ? "context" : "tokens",
-           "threads", "cache", "precision", "median us", "min us");
+    printf("%8s %7s  %-5s %-9s %11s %11s", has_context(w) ? "context" : "tokens", "threads",
+           is_command(w, "save") ? "what" : "cache", "precision", "median us", "min us");
     if (is_command(w, "prefill"))
         printf(" %10s", "GFLOP/s");
     else
-        printf(" %9s %7s %8s", "MB", "GB/s", "of read");
+        printf(" %9s %7s %8s", "MB", "GB/s", is_command(w, "save") ? "of copy" : "of read");
     printf(" %7s\n", "x f16");
 }
 
@@ -107,7 +112,7 @@ static void print_row(const struct row *w)
         print_number(10, 2, (double)w->bytes / w->min * 1e-9);
     } else {
         printf("%8llu %7u  %-5s %-9s",
-               (unsigned long long)(is_command(w, "decode") ? w->context : w->tokens), w->threads,
+               (unsigned long long)(has_context(w) ? w->context : w->tokens), w->threads,
                w->cache, w->precision);
         print_times_and_bytes(w);
         if (is_command(w, "prefill"))

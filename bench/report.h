@@ -8,7 +8,7 @@
 struct row {
     const char *command, *backend;
     struct shape shape;
-    char cache[12];        /* type_name, or "read" for the reader */
+    char cache[12];        /* type_name, or "read" for the reader; "copy", "save", "load" */
     const char *precision; /* "standard", "precise", or "" where there is no choice */
     uint32_t threads, queries, tokens;
     uint64_t context;
@@ -18,7 +18,7 @@ struct row {
     uint64_t bytes;     /* of one call */
     uint64_t footprint; /* bytes that are rotated */
     double operations;  /* of one call; 0 if they are not counted */
-    double of_read; /* share of the reader's bandwidth, its median over rounds; 0: not measured */
+    double of_read; /* share of the bandwidth of "read" or "copy", median over rounds; 0: not measured */
     double of_f16;  /* how many times as fast as the f16 cache, likewise */
 };
 

@@ -46,6 +46,8 @@ int table_run(struct table *t, struct bench *b)
     machine_set_threads(t->rows[0].threads);
     rounds = measure(t->contenders, t->n, b->settings->seconds);
     read = find(t, "read", &read_row);
+    if (!read)
+        read = find(t, "copy", &read_row);
     f16 = find(t, "f16", &f16_row);
     for (i = 0; i < t->n && rounds; i++) {
         struct row *row = &t->rows[i];

@@ -1,0 +1,519 @@
+/*
+ * Decode and append on a GPU, through the same interface. Arrays lie in device memory, calls do not wait,
+ * and time is that of events on the stream. A decode row is the layers of one step in a CUDA
+ * graph, as many layers as it takes for their data to exceed the L2 cache several times; beside it stand
+ * the same calls without a graph, and a kernel that only reads as many bytes.
+ */
+#include <cuda_runtime.h>
+#include <kivi/kivi.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+extern "C" {
+#include "bench.h"
+}
+
+#define OK(call)                                                                                   \
+    do {                                                                                           \
+        const cudaError_t code_ = (call);                                                          \
+        if (code_ != cudaSuccess) {                                                                \
+            fprintf(stderr, "kivi-bench: %s: %s\n", #call, cudaGetErrorString(code_));             \
+            return 0;                                                                              \
+        }                                                                                          \
+    } while (0)
+
+namespace {
+
+constexpr int ROUNDS = 41;
+constexpr uint32_t MAX_LAYERS = 96, MAX_BATCH = 256;
+constexpr uint64_t CHUNK = 4096; /* tokens that are appended in one call */
+
+/* The shapes of attention that the table is about: batch, query heads, kv heads, tokens. */
+const uint32_t shapes[][4] = {{1, 32, 8, 4096},  {1, 32, 8, 32768}, {1, 32, 8, 131072},
+                              {8, 32, 8, 16384}, {32, 32, 8, 4096}, {1, 32, 32, 32768},
+                              {16, 32, 32, 4096}};
+
+__global__ void read_all(const uint4 *data, size_t n, uint32_t *result)
+{
+    const size_t stride = (size_t)gridDim.x * blockDim.x;
+    size_t i = (size_t)blockIdx.x * blockDim.x + threadIdx.x;
+    uint4 sum = make_uint4(0, 0, 0, 0);
+
+    for (; i + 3 * stride < n; i += 4 * stride) {
+        uint4 x[4];
+
+        for (int j = 0; j < 4; j++)
+            x[j] = __ldcs(data + i + j * stride);
+        for (int j = 0; j < 4; j++) {
+            sum.x ^= x[j].x;
+            sum.y ^= x[j].y;
+            sum.z ^= x[j].z;
+            sum.w ^= x[j].w;
+        }
+    }
+    for (; i < n; i += stride)
+        sum.x ^= __ldcs(data + i).x;
+    if ((sum.x ^ sum.y ^ sum.z ^ sum.w) == 0x12345678u)
+        *result = sum.x; /* so that nothing is left out */
+}
+
+/* What is timed: all layers of a step, on the stream. */
+struct work {
+    virtual int run(cudaStream_t stream) = 0;
+    virtual ~work() {}
+};
+
+struct timer {
+    cudaEvent_t begin, end;
+
+    int open()
+    {
+        OK(cudaEventCreate(&begin));
+        OK(cudaEventCreate(&end));
+        return 1;
+    }
+    void close()
+    {
+        cudaEventDestroy(begin);
+        cudaEventDestroy(end);
+    }
+};
+
+/* The median over rounds, in seconds; with `graph`, of a replay. */
+int time_work(work *w, cudaStream_t stream, bool in_graph, double *seconds)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    double samples[ROUNDS];
+    timer t;
+
+    if (!t.open())
+        return 0;
+    if (in_graph) {
+        OK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+        if (!w->run(stream))
+            return 0;
+        OK(cudaStreamEndCapture(stream, &graph));
+        OK(cudaGraphInstantiate(&exec, graph, 0));
+    }
+    for (int i = -3; i < ROUNDS; i++) {
+        float ms;
+
+        OK(cudaEventRecord(t.begin, stream));
+        if (in_graph)
+            OK(cudaGraphLaunch(exec, stream));
+        else if (!w->run(stream))
+            return 0;
+        OK(cudaEventRecord(t.end, stream));
+        OK(cudaEventSynchronize(t.end));
+        OK(cudaEventElapsedTime(&ms, t.begin, t.end));
+        if (i >= 0)
+            samples[i] = ms * 1e-3;
+    }
+    *seconds = median(samples, ROUNDS);
+    if (in_graph) {
+        OK(cudaGraphExecDestroy(exec));
+        OK(cudaGraphDestroy(graph));
+    }
+    t.close();
+    return 1;
+}
+
+/* --------------------------------------------------------------- bandwidth */
+
+struct reading : work {
+    const unsigned char *data;
+    uint32_t *result;
+    size_t bytes; /* of a launch */
+    uint32_t n, blocks;
+
+    int run(cudaStream_t stream) override
+    {
+        for (uint32_t i = 0; i < n; i++)
+            read_all<<<blocks, 512, 0, stream>>>((const uint4 *)(data + i * bytes), bytes / 16,
+                                                 result);
+        OK(cudaGetLastError());
+        return 1;
+    }
+};
+
+/* Seconds of a launch that reads `bytes`, over a buffer of n times that. */
+int time_reading(size_t bytes, uint32_t n, int multiprocessors, cudaStream_t stream, double *seconds)
+{
+    reading r;
+    void *data, *result;
+
+    bytes = (bytes + 15) / 16 * 16;
+    OK(cudaMalloc(&data, bytes * n));
+    OK(cudaMalloc(&result, 16));
+    OK(cudaMemset(data, 0x5a, bytes * n));
+    r.data = (const unsigned char *)data;
+    r.result = (uint32_t *)result;
+    r.bytes = bytes;
+    r.n = n;
+    r.blocks = 4 * (uint32_t)multiprocessors;
+    if (!time_work(&r, stream, true, seconds))
+        return 0;
+    *seconds /= n;
+    OK(cudaFree(data));
+    OK(cudaFree(result));
+    return 1;
+}
+
+struct copying : work {
+    void *to, *from;
+    size_t bytes;
+
+    int run(cudaStream_t stream) override
+    {
+        OK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream));
+        return 1;
+    }
+};
+
+/* Bytes read and written in a second. */
+int copy_bandwidth(cudaStream_t stream, double *bandwidth)
+{
+    copying c;
+    double seconds;
+
+    c.bytes = (size_t)1 << 30;
+    OK(cudaMalloc(&c.to, c.bytes));
+    OK(cudaMalloc(&c.from, c.bytes));
+    OK(cudaMemset(c.from, 0x5a, c.bytes));
+    if (!time_work(&c, stream, false, &seconds))
+        return 0;
+    *bandwidth = 2.0 * (double)c.bytes / seconds;
+    OK(cudaFree(c.to));
+    OK(cudaFree(c.from));
+    return 1;
+}
+
+/* ------------------------------------------------------------------- cache */
+
+struct gpu {
+    struct bench *bench;
+    const struct scenario *scenario;
+    int multiprocessors;
+    size_t l2;
+    cudaStream_t stream;
+};
+
+/* A batch of sequences of one shape in several layers. */
+struct steps : work {
+    kivi_cache *cache;
+    kivi_item items[MAX_BATCH];
+    uint32_t batch, n_layers;
+    kivi_attention attention;
+    kivi_error error;
+
+    int run(cudaStream_t stream) override
+    {
+        attention.stream = stream;
+        for (uint32_t layer = 0; layer < n_layers; layer++)
+            if (kivi_run(cache, layer, items, batch, &attention, &error) != KIVI_OK) {
+                fprintf(stderr, "kivi-bench: %s\n", error.message);
+                return 0;
+            }
+        return 1;
+    }
+};
+
+struct device_arrays {
+    void *k, *v, *q, *out; /* f16 */
+};
+
+int upload(void **device, const void *host, size_t bytes)
+{
+    OK(cudaMalloc(device, bytes));
+    OK(cudaMemcpy(*device, host, bytes, cudaMemcpyHostToDevice));
+    return 1;
+}
+
+/* f16 of normal numbers within f16's normal range, or 0. */
+uint16_t half_of(float x)
+{
+    uint32_t bits;
+
+    memcpy(&bits, &x, sizeof bits);
+    if ((bits >> 23 & 255) < 113)
+        return 0;
+    return (uint16_t)(bits >> 16 & 0x8000)
+           | (uint16_t)(((bits & 0x7fffffff) - (112u << 23)) >> 13);
+}
+
+int make_arrays(const struct gpu *g, const struct shape *s, uint32_t batch, device_arrays *a)
+{
+    const size_t n_q = (size_t)batch * s->q_heads * s->k_dim;
+    float *q = (float *)malloc(n_q * sizeof *q);
+    uint16_t *halves = (uint16_t *)malloc(n_q * sizeof *halves);
+    struct chunk chunk;
+    int ok = q && halves
+             && chunk_make(&chunk, CHUNK, s->kv_heads, s->k_dim, s->v_dim,
+                           g->bench->settings->gauss);
+
+    if (ok) {
+        gaussian(q, n_q, 4);
+        for (size_t i = 0; i < n_q; i++)
+            halves[i] = half_of(q[i]);
+        ok = upload(&a->k, chunk.k, CHUNK * s->kv_heads * s->k_dim * 2)
+             && upload(&a->v, chunk.v, CHUNK * s->kv_heads * s->v_dim * 2)
+             && upload(&a->q, halves, n_q * 2) && upload(&a->out, halves, n_q * 2);
+        chunk_free(&chunk);
+    } else {
+        fprintf(stderr, "kivi-bench: out of memory\n");
+    }
+    free(q);
+    free(halves);
+    return ok;
+}
+
+void free_arrays(device_arrays *a)
+{
+    cudaFree(a->k);
+    cudaFree(a->v);
+    cudaFree(a->q);
+    cudaFree(a->out);
+}
+
+/* The cache with `tokens` tokens in every layer of every sequence. */
+int fill(steps *w, const struct shape *s, struct cache_type type, uint64_t tokens,
+         const device_arrays *a)
+{
+    kivi_config config;
+
+    kivi_config_init(&config);
+    config.n_layers = w->n_layers;
+    config.n_q_heads = s->q_heads;
+    config.n_kv_heads = s->kv_heads;
+    config.k_dim = s->k_dim;
+    config.v_dim = s->v_dim;
+    config.k_bits = type.k_bits;
+    config.v_bits = type.v_bits;
+    config.group_size = s->group;
+    config.max_sequences = w->batch;
+    config.backend = "cuda";
+    config.memory = KIVI_MEMORY_DEVICE;
+    if (kivi_cache_create(&config, &w->cache, &w->error) != KIVI_OK) {
+        fprintf(stderr, "kivi-bench: %s\n", w->error.message);
+        return 0;
+    }
+    memset(w->items, 0, sizeof w->items);
+    for (uint32_t i = 0; i < w->batch; i++) {
+        kivi_item *item = &w->items[i];
+
+        if (kivi_seq_create(w->cache, &item->seq, &w->error) != KIVI_OK)
+            return 0;
+        item->k.data = a->k;
+        item->v.data = a->v;
+        item->k.dtype = item->v.dtype = KIVI_F16;
+        item->q_position = KIVI_NEWEST;
+    }
+    kivi_attention_init(&w->attention);
+    for (uint64_t at = 0; at < tokens; at += CHUNK) {
+        for (uint32_t i = 0; i < w->batch; i++)
+            w->items[i].n_new = tokens - at < CHUNK ? tokens - at : CHUNK;
+        if (!w->run(NULL))
+            return 0;
+    }
+    OK(cudaDeviceSynchronize());
+    for (uint32_t i = 0; i < w->batch; i++) {
+        kivi_item *item = &w->items[i];
+
+        item->n_new = 0;
+        item->n_q = 1;
+        item->q.data = (uint16_t *)a->q + (size_t)i * s->q_heads * s->k_dim;
+        item->out.data = (uint16_t *)a->out + (size_t)i * s->q_heads * s->v_dim;
+        item->q.dtype = item->out.dtype = KIVI_F16;
+    }
+    return 1;
+}
+
+void set_new(steps *w, uint64_t n)
+{
+    for (uint32_t i = 0; i < w->batch; i++)
+        w->items[i].n_new = n;
+}
+
+/* -------------------------------------------------------------------- rows */
+
+int decode_row(const struct gpu *g, const uint32_t at[4], struct cache_type type,
+               kivi_precision precision)
+{
+    const struct scenario *sc = g->scenario;
+    const struct shape s = {at[1], at[2], sc->k_dim, sc->v_dim, sc->group};
+    const uint64_t bytes = sequence_bytes(&s, type, at[3]) * at[0];
+    const uint64_t wanted = (8 * (uint64_t)g->l2 + bytes - 1) / bytes;
+    double graph, queued, append, reading;
+    char name[16], shape[40];
+    device_arrays arrays;
+    static steps w;
+
+    w.batch = at[0];
+    w.n_layers = wanted > MAX_LAYERS ? MAX_LAYERS : wanted < 2 ? 2 : (uint32_t)wanted;
+    if (!make_arrays(g, &s, w.batch, &arrays) || !fill(&w, &s, type, at[3], &arrays))
+        return 0;
+    w.attention.precision = precision;
+    if (!time_work(&w, g->stream, false, &queued) || !time_work(&w, g->stream, true, &graph))
+        return 0;
+    set_new(&w, 1);
+    if (!w.run(g->stream) || !time_work(&w, g->stream, true, &append)) /* first, pages are taken */
+        return 0;
+    kivi_cache_destroy(w.cache);
+    free_arrays(&arrays);
+    if (!time_reading(bytes, w.n_layers, g->multiprocessors, g->stream, &reading))
+        return 0;
+    graph /= w.n_layers;
+    queued /= w.n_layers;
+    append /= w.n_layers;
+    type_name(type, name, sizeof name);
+    snprintf(shape, sizeof shape, "%u, %u, %u, %u", at[0], at[1], at[2], at[3]);
+    printf("%-20s %-5s %-9s %6u %8.2f %8.1f %8.1f %8.1f %8.1f %7.0f %6.2f\n", shape, name,
+           precision == KIVI_STANDARD ? "standard" : "precise", w.n_layers, (double)bytes * 1e-6,
+           reading * 1e6, graph * 1e6, queued * 1e6, append * 1e6, (double)bytes / graph * 1e-9,
+           reading / graph);
+    fflush(stdout);
+    return 1;
+}
+
+int decode_rows(const struct gpu *g, const uint32_t at[4])
+{
+    const struct scenario *s = g->scenario;
+
+    for (size_t i = 0; i < s->types.n; i++) {
+        if ((s->precisions & PRECISION_STANDARD) && !decode_row(g, at, s->types.at[i], KIVI_STANDARD))
+            return 0;
+        if ((s->precisions & PRECISION_PRECISE) && !decode_row(g, at, s->types.at[i], KIVI_PRECISE))
+            return 0;
+    }
+    return 1;
+}
+
+int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, double bandwidth)
+{
+    const struct scenario *sc = g->scenario;
+    const struct shape s = {sc->q_heads, kv_heads, sc->k_dim, sc->v_dim, sc->group};
+    const uint64_t tokens = CHUNK;
+    const uint64_t input = tokens * kv_heads * (s.k_dim + s.v_dim) * 2;
+    const uint64_t bytes = input + sequence_bytes(&s, type, tokens);
+    device_arrays arrays;
+    static steps w;
+    double seconds;
+    char name[16];
+
+    w.batch = 1;
+    w.n_layers = (uint32_t)(8 * g->l2 / input + 1);
+    if (!make_arrays(g, &s, 1, &arrays) || !fill(&w, &s, type, 0, &arrays))
+        return 0;
+    w.items[0].n_q = 0;
+    w.items[0].n_new = tokens;
+    /* The layers' outputs differ; the input is read from a copy for each, so that it is not in L2. */
+    {
+        struct spread : work {
+            steps *w;
+            unsigned char *k, *v;
+            size_t k_bytes, v_bytes;
+
+            int run(cudaStream_t stream) override
+            {
+                w->attention.stream = stream;
+                for (uint32_t layer = 0; layer < w->n_layers; layer++) {
+                    w->items[0].k.data = k + layer * k_bytes;
+                    w->items[0].v.data = v + layer * v_bytes;
+                    if (kivi_run(w->cache, layer, w->items, 1, &w->attention, &w->error) != KIVI_OK) {
+                        fprintf(stderr, "kivi-bench: %s\n", w->error.message);
+                        return 0;
+                    }
+                }
+                return 1;
+            }
+        } spread;
+
+        spread.w = &w;
+        spread.k_bytes = tokens * kv_heads * s.k_dim * 2;
+        spread.v_bytes = tokens * kv_heads * s.v_dim * 2;
+        OK(cudaMalloc((void **)&spread.k, spread.k_bytes * w.n_layers));
+        OK(cudaMalloc((void **)&spread.v, spread.v_bytes * w.n_layers));
+        for (uint32_t i = 0; i < w.n_layers; i++) {
+            OK(cudaMemcpy(spread.k + i * spread.k_bytes, arrays.k, spread.k_bytes,
+                          cudaMemcpyDeviceToDevice));
+            OK(cudaMemcpy(spread.v + i * spread.v_bytes, arrays.v, spread.v_bytes,
+                          cudaMemcpyDeviceToDevice));
+        }
+        if (!time_work(&spread, g->stream, true, &seconds))
+            return 0;
+        OK(cudaFree(spread.k));
+        OK(cudaFree(spread.v));
+    }
+    kivi_cache_destroy(w.cache);
+    free_arrays(&arrays);
+    seconds /= w.n_layers;
+    type_name(type, name, sizeof name);
+    printf("%8u %-5s %8llu %8.1f %7.0f %6.2f\n", kv_heads, name, (unsigned long long)tokens,
+           seconds * 1e6, (double)bytes / seconds * 1e-9, (double)bytes / seconds / bandwidth);
+    fflush(stdout);
+    return 1;
+}
+
+int open_gpu(struct gpu *g, struct bench *bench, const struct scenario *scenario)
+{
+    struct cudaDeviceProp properties;
+
+    g->bench = bench;
+    g->scenario = scenario;
+    OK(cudaGetDeviceProperties(&properties, 0));
+    OK(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
+    g->multiprocessors = properties.multiProcessorCount;
+    g->l2 = (size_t)properties.l2CacheSize;
+    printf("\nGPU       %s, %d multiprocessors, L2 %zu MB\n", properties.name, g->multiprocessors,
+           g->l2 >> 20);
+    return 1;
+}
+
+} // namespace
+
+extern "C" int cuda_decode_run(struct bench *bench, const struct scenario *s)
+{
+    struct gpu g;
+
+    if (!open_gpu(&g, bench, s))
+        return 0;
+    printf("decode: dimension %u/%u, group %u; attention of one query a sequence, f16; us of a call "
+           "for one layer,\nin a graph of all layers (graph), queued one by one (queued), in a graph "
+           "with the token's append (append);\nreading: a kernel that reads as many bytes\n"
+           "%-20s %-5s %-9s %6s %8s %8s %8s %8s %8s %7s %6s\n",
+           s->k_dim, s->v_dim, s->group, "batch, q, kv, tokens", "cache", "precision", "layers", "MB",
+           "reading", "graph", "queued", "append", "GB/s", "ratio");
+    if (!s->has_shape) {
+        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+            if (!decode_rows(&g, shapes[i]))
+                return 0;
+        return 1;
+    }
+    for (size_t i = 0; i < s->kv_heads.n; i++)
+        for (size_t j = 0; j < s->contexts.n; j++) {
+            const uint32_t at[4] = {s->batch, s->q_heads, s->kv_heads.at[i], s->contexts.at[j]};
+
+            if (!decode_rows(&g, at))
+                return 0;
+        }
+    return 1;
+}
+
+extern "C" int cuda_append_run(struct bench *bench, const struct scenario *s)
+{
+    struct gpu g;
+    double bandwidth;
+
+    if (!open_gpu(&g, bench, s) || !copy_bandwidth(g.stream, &bandwidth))
+        return 0;
+    printf("append: f16 input; bytes are those of the input and of what is stored. Copying on the "
+           "device: %.0f GB/s read and written\n%8s %-5s %8s %8s %7s %6s\n",
+           bandwidth * 1e-9, "kv heads", "cache", "tokens", "us", "GB/s", "ratio");
+    for (size_t i = 0; i < s->kv_heads.n; i++)
+        for (size_t j = 0; j < s->types.n; j++)
+            if (!append_row(&g, s->kv_heads.at[i], s->types.at[j], bandwidth))
+                return 0;
+    return 1;
+}
