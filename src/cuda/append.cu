@@ -17,7 +17,7 @@ struct range {
     bool wide;
 };
 
-struct slab_state {
+struct alignas(16) slab_state {
     __half x[SLAB][PITCH];
     __half2 ends[CHUNKS][SLAB]; /* least and largest number: [chunk of tokens][channel] of keys, */
                                 /* [chunk of channels][token] of values; then */

@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint32_t THREADS = 128, TOKENS = 128, MAX_DIM = 512, PER_THREAD = MAX_DIM / THREADS;
 
-struct tile_state {
+struct alignas(16) tile_state {
     float q[KIVI_CUDA_ROWS][MAX_DIM]; /* then the result */
     float sums[2 * KIVI_CUDA_ROWS];   /* the end of the result, if v_dim is 512 */
     float p[TOKENS][KIVI_CUDA_ROWS];

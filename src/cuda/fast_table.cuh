@@ -9,25 +9,36 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
     static constexpr int SHARED = shape::WARPS * shape::WARP_BYTES;
 
+    /* Eight bits are precise always: their quantization error leaves no room for another. */
+    static constexpr bool ALWAYS = KB == 8 || VB == 8;
+
     static cudaError_t launch(const kivi_cuda_step *step, cudaStream_t stream)
     {
-        kivi_cuda_attend_fast<D, KB, VB><<<step->n_parts, shape::THREADS, SHARED, stream>>>(*step);
+        const auto kernel = ALWAYS || step->precise ? kivi_cuda_attend_fast<D, KB, VB, true>
+                                                    : kivi_cuda_attend_fast<D, KB, VB, ALWAYS>;
+
+        kernel<<<step->n_parts, shape::THREADS, SHARED, stream>>>(*step);
         return cudaGetLastError();
+    }
+
+    static bool prepare(void (*kernel)(kivi_cuda_step), int *per_sm)
+    {
+        return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED)
+                   == cudaSuccess
+               && cudaOccupancyMaxActiveBlocksPerMultiprocessor(per_sm, kernel, shape::THREADS,
+                                                                SHARED)
+                      == cudaSuccess
+               && *per_sm >= 1;
     }
 
     static kivi_cuda_attend find(int *per_sm, int *warps)
     {
-        const auto kernel = kivi_cuda_attend_fast<D, KB, VB>;
-
         *per_sm = 0;
         *warps = shape::WARPS;
-        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED)
-                != cudaSuccess
-            || cudaOccupancyMaxActiveBlocksPerMultiprocessor(per_sm, kernel, shape::THREADS, SHARED)
-                   != cudaSuccess
-            || *per_sm < 1)
-            return NULL;
-        return launch;
+        return prepare(kivi_cuda_attend_fast<D, KB, VB, true>, per_sm)
+                       && prepare(kivi_cuda_attend_fast<D, KB, VB, ALWAYS>, per_sm)
+                   ? launch
+                   : NULL;
     }
 };
 

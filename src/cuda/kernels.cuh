@@ -1,4 +1,4 @@
-/* What launch.cu launches. All return cudaSuccess or what the launch said. */
+/* What run.cu launches. All return cudaSuccess or what the launch said. */
 #ifndef KIVI_CUDA_KERNELS_CUH
 #define KIVI_CUDA_KERNELS_CUH
 

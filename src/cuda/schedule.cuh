@@ -136,6 +136,12 @@ __device__ __forceinline__ size_t kivi_cuda_partial_floats(uint32_t width)
     return KIVI_CUDA_ROWS * (width + 2);
 }
 
+/* An output beyond f16, where a dequantized value may lie by a rounding, is the largest there is. */
+__device__ __forceinline__ __half kivi_cuda_output(float x)
+{
+    return __float2half_rn(fminf(fmaxf(x, -65504.0f), 65504.0f));
+}
+
 /* Writes one channel quad of one row, normalized. */
 __device__ __forceinline__ void kivi_cuda_write(const kivi_cuda_item &item, int64_t at, float4 x,
                                                 float factor)
@@ -152,7 +158,7 @@ __device__ __forceinline__ void kivi_cuda_write(const kivi_cuda_item &item, int6
                 to[i] = y[i];
     } else {
         for (int i = 0; i < 4; i++)
-            ((__half *)item.out)[at + i] = __float2half_rn(y[i]);
+            ((__half *)item.out)[at + i] = kivi_cuda_output(y[i]);
     }
 }
 

@@ -1,0 +1,82 @@
+/* What the host keeps for a cache on a device. */
+#ifndef KIVI_CUDA_CONTEXT_CUH
+#define KIVI_CUDA_CONTEXT_CUH
+
+#include "kernels.cuh"
+
+extern "C" {
+#include "../core/error.h"
+#include "../core/lock.h"
+}
+
+/* Device memory of a kind that steps need. It only grows; what it was before stays allocated until the
+ * cache is closed, since a captured graph may refer to it. */
+struct kivi_cuda_buffer {
+    void *memory;
+    size_t bytes;
+    struct kivi_cuda_retired *retired;
+};
+
+/* Attention of a layer. */
+struct kivi_cuda_path {
+    kivi_cuda_attend attend;
+    uint32_t max_parts;  /* blocks that the device runs at a time */
+    uint32_t least_cost; /* below this much for each part, fewer parts are quicker */
+    bool fast;
+};
+
+struct kivi_cuda_context {
+    const struct kivi_geometry *geometry;
+    kivi_allocator allocator;
+    int device;
+    bool on_device; /* the caller's arrays are device memory, and nothing waits */
+    char name[64];
+    struct kivi_cuda_path *paths; /* of each layer */
+
+    kivi_lock lock; /* protects all below */
+    cudaStream_t copies;  /* the cache's own stream, for blocks */
+    cudaEvent_t stepped;  /* after the last step, which was on `stream`; */
+    cudaEvent_t copied;   /* after the last copy of a block */
+    cudaStream_t stream;
+    bool step_pending, copy_pending; /* whether the events were recorded since */
+    volatile unsigned long long *bad; /* mapped host memory: kivi_cuda_report */
+    unsigned long long *bad_on_device;
+    struct kivi_cuda_buffer partials, arrivals, tables, staging;
+};
+
+/* The cache's device is current while this lives, and capture allows memory to be taken. */
+class kivi_cuda_guard
+{
+  public:
+    explicit kivi_cuda_guard(const kivi_cuda_context *c);
+    ~kivi_cuda_guard();
+
+  private:
+    int before_, now_;
+    cudaStreamCaptureMode mode_;
+};
+
+/* KIVI_OK, or the failure of a CUDA call, named. */
+kivi_status kivi_cuda_status(cudaError_t code, const char *what, kivi_error *error);
+
+/* At least `bytes` bytes in the buffer, zeroed where new if `zero`. */
+kivi_status kivi_cuda_reserve(kivi_cuda_context *c, kivi_cuda_buffer *buffer, size_t bytes, bool zero,
+                              kivi_error *error);
+void kivi_cuda_release(kivi_cuda_context *c, kivi_cuda_buffer *buffer);
+
+/* blocks.cu: struct kivi_backend has the contracts. */
+void *kivi_cuda_block_alloc(void *context, size_t bytes);
+void kivi_cuda_block_free(void *context, void *block, size_t bytes);
+kivi_status kivi_cuda_block_copy(void *context, void *to, const void *from, size_t bytes,
+                                 kivi_error *error);
+kivi_status kivi_cuda_block_read(void *context, void *host, const void *block, size_t offset,
+                                 size_t bytes, kivi_error *error);
+kivi_status kivi_cuda_block_write(void *context, void *block, size_t offset, const void *host,
+                                  size_t bytes, kivi_error *error);
+
+/* run.cu */
+kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *error);
+void kivi_cuda_part(void *context, struct kivi_step *step, uint32_t phase, uint32_t part);
+kivi_status kivi_cuda_end(void *context, struct kivi_step *step, int apply, kivi_error *error);
+
+#endif

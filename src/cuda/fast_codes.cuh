@@ -1,0 +1,414 @@
+/*
+ * Attention on tensor cores: the tokens that are codes.
+ *
+ * Nothing is dequantized. Masked out of its word, a code is an f16 number as it stands: a subnormal, code
+ * * 2^-24, or that times 2^(bits * j) if it lies j codes up in its byte. So pairs of codes are operands
+ * of a 16x16 product, and the scales are folded into the other operand (DESIGN: q' = q * scale, w = p *
+ * scale), along with the factor 2^(-bits * j). The minima's part of the sums is a product of its own.
+ *
+ *   scores   tokens x channels times channels x rows. Lane 4 g + t holds tokens 4 g .. 4 g + 3 and the
+ *            channels of words t, t + 4, ...
+ *   output   channels x tokens times tokens x rows. Lane 4 g + t holds channels 4 g .. 4 g + 3 of each
+ *            32 and tokens 8 t .. 8 t + 7.
+ *
+ * "precise": the folded operand is a sum of two f16 numbers, and scales are taken times a power of 2 that
+ * makes the largest of the block about as large as f16 allows.
+ */
+#ifndef KIVI_CUDA_FAST_CODES_CUH
+#define KIVI_CUDA_FAST_CODES_CUH
+
+#include "fast_state.cuh"
+
+/* A score of one f16 is off by about 2^-12 of the root of the sum of its squared terms. Beyond this, that
+ * would show in the weights: the unit is done again, precisely. */
+#define KIVI_CUDA_LARGE_SCORE 48.0f
+
+/* n registers from shared memory. */
+template <int n>
+__device__ __forceinline__ void kivi_cuda_load_pairs(uint32_t x[n], const unsigned char *from)
+{
+    if (n == 2) {
+        const uint2 v = *(const uint2 *)from;
+
+        x[0] = v.x;
+        x[1] = v.y;
+    } else {
+#pragma unroll
+        for (int i = 0; i < n / 4; i++) {
+            const uint4 v = ((const uint4 *)from)[i];
+
+            x[4 * i] = v.x;
+            x[4 * i + 1] = v.y;
+            x[4 * i + 2] = v.z;
+            x[4 * i + 3] = v.w;
+        }
+    }
+}
+
+/* The largest of n f16 numbers, none below 0 and n at most 128: its bits. */
+__device__ __forceinline__ uint32_t kivi_cuda_largest(const unsigned char *scales, uint32_t n)
+{
+    const uint32_t lane = threadIdx.x % 32;
+    uint32_t x = 0;
+
+    if (lane * 4 < n) {
+        const uint2 v = *(const uint2 *)(scales + lane * 8);
+
+        x = __vmaxu2(v.x, v.y);
+        x = __vmaxu2(x, x >> 16) & 0xffffu;
+    }
+    return __reduce_max_sync(0xffffffffu, x);
+}
+
+/* k such that 2^k times an f16 of these bits has exponent `exponent`, as far as 2^k is an f16 itself. */
+__device__ __forceinline__ int kivi_cuda_raise(uint32_t bits, int exponent)
+{
+    const int k = exponent + 15 - (int)(bits >> 10);
+
+    return k > 15 ? 15 : k < -14 ? -14 : k;
+}
+
+/* 2^k twice, as f16. */
+__device__ __forceinline__ uint32_t kivi_cuda_power2(int k)
+{
+    return (uint32_t)(k + 15) * 0x04000400u;
+}
+
+/* ------------------------------------------------------- to shared memory */
+
+/* 16-byte chunks are permuted so that the lanes of an access meet no bank twice. */
+__device__ __forceinline__ uint32_t kivi_cuda_k_chunk(uint32_t row, uint32_t chunk)
+{
+    return row * 8 + (chunk ^ (row & 3) * 2);
+}
+
+template <class F>
+__device__ __forceinline__ uint32_t kivi_cuda_v_chunk(uint32_t row, uint32_t chunk)
+{
+    return row * (F::DIM / 4) + (chunk ^ (row * F::VN / 8 & 3) * 2);
+}
+
+/* Starts the copy of what is codes of a unit: `page` holds it, `at` is its place there. */
+template <class F>
+__device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
+                                                const unsigned char *page, uint32_t at, bool keys,
+                                                bool values)
+{
+    constexpr uint32_t K_COUNT = F::DIM * F::K_BITS / 4, V_COUNT = F::DIM * F::V_BITS / 4;
+    const kivi_layout &k = f.s.k, &v = f.s.v;
+    const uint32_t lane = f.lane;
+    uint4 *to16 = (uint4 *)to;
+
+    page += f.head * f.s.page_head_stride;
+    if (keys) {
+        const uint32_t per_block = k.tokens / KIVI_CUDA_UNIT; /* 1, 2 or 4 */
+        const uint32_t shift = 31 - __clz(per_block);
+        const uint4 *block = (const uint4 *)(page + (at >> shift) * k.block_bytes);
+        const uint4 *codes = block + (at & (per_block - 1)) * K_COUNT;
+        const uint4 *scales = block + k.code_bytes / 16;
+
+#pragma unroll
+        for (uint32_t i = 0; i < K_COUNT; i += 32)
+            if (K_COUNT >= 32 || lane < K_COUNT)
+                kivi_cuda_copy16(&to16[kivi_cuda_k_chunk((i + lane) / 8, lane % 8)],
+                                 codes + i + lane);
+        if (F::DIM / 4 >= 32 || lane < F::DIM / 4)
+            kivi_cuda_copy16(&to16[F::K_SCALES / 16 + lane], scales + lane);
+    }
+    if (values) {
+        const uint4 *codes = (const uint4 *)(page + f.s.page_v_offset + at * v.block_bytes);
+
+#pragma unroll
+        for (uint32_t i = lane; i < V_COUNT; i += 32)
+            kivi_cuda_copy16(&to16[F::V_CODES / 16
+                                   + kivi_cuda_v_chunk<F>(i / (F::DIM / 4), i % (F::DIM / 4))],
+                             codes + i);
+        if (lane < v.n_groups * 8)
+            kivi_cuda_copy16(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT + lane);
+    }
+}
+
+/* ------------------------------------------------------------------ scores */
+
+/* sum[i]: query . minima of row 2 t + i. */
+template <bool precise, class F>
+__device__ __forceinline__ void kivi_cuda_bias(const F &f, const unsigned char *shared,
+                                               const uint32_t *q_low, float sum[2])
+{
+    float part[F::KJ][4] = {};
+
+#pragma unroll
+    for (int w = 0; w < F::KW; w++) {
+        uint32_t min[F::KN / 2];
+
+        kivi_cuda_load_pairs<F::KN / 2>(min, shared + F::K_SCALES + 2 * F::DIM
+                                                 + (4 * w + f.t) * F::KN * 2);
+#pragma unroll
+        for (int j = 0; j < F::KJ; j++) {
+            const int r = w * (F::KN / 2) + 2 * j;
+
+            kivi_cuda_mma(part[j], min[2 * j], 0, min[2 * j + 1], 0, f.q[r], f.q[r + 1]);
+            if (precise)
+                kivi_cuda_mma(part[j], min[2 * j], 0, min[2 * j + 1], 0, q_low[r], q_low[r + 1]);
+        }
+    }
+    /* Rows g of the product are all alike: lane 4 g + t already has what it needs. */
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        sum[i] = part[0][i];
+#pragma unroll
+        for (int j = 1; j < F::KJ; j++)
+            sum[i] = fmaf((float)(1 << (F::K_BITS * j)), part[j][i], sum[i]);
+        sum[i] *= f.from_q[i];
+    }
+}
+
+/* sum[m][2 i + j]: folded query . codes of token 4 g + 2 m + i and row 2 t + j, times 2^-24. */
+template <bool precise, class F>
+__device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned char *shared,
+                                                    const uint32_t *q_low, uint32_t power,
+                                                    float sum[2][4])
+{
+#pragma unroll
+    for (int w = 0; w < F::KW; w++) {
+        const uint32_t row = 4 * w + f.t;
+        const uint4 words = ((const uint4 *)shared)[kivi_cuda_k_chunk(row, f.g)];
+        const uint32_t x[4] = {words.x, words.y, words.z, words.w};
+        uint32_t y[4][2], scale[F::KN / 2];
+
+        kivi_cuda_load_pairs<F::KN / 2>(scale, shared + F::K_SCALES + row * F::KN * 2);
+        if (precise)
+#pragma unroll
+            for (int i = 0; i < F::KN / 2; i++)
+                scale[i] = kivi_cuda_mul2(scale[i], power);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            y[i][0] = __byte_perm(x[i], 0, 0x4140);
+            y[i][1] = __byte_perm(x[i], 0, 0x4342);
+        }
+#pragma unroll
+        for (int j = 0; j < F::KJ; j++) {
+            const uint32_t mask = ((1u << F::K_BITS) - 1u) * 0x00010001u << (F::K_BITS * j);
+            const int r = w * (F::KN / 2) + 2 * j;
+            const uint32_t a = kivi_cuda_mul2(f.q[r], scale[2 * j]);
+            const uint32_t b = kivi_cuda_mul2(f.q[r + 1], scale[2 * j + 1]);
+            uint32_t a_low, b_low;
+
+            if (precise) {
+                a_low = kivi_cuda_low2(f.q[r], scale[2 * j], a, q_low[r]);
+                b_low = kivi_cuda_low2(f.q[r + 1], scale[2 * j + 1], b, q_low[r + 1]);
+            }
+#pragma unroll
+            for (int m = 0; m < 2; m++) {
+                const uint32_t c0 = y[2 * m][0] & mask, c1 = y[2 * m + 1][0] & mask;
+                const uint32_t c2 = y[2 * m][1] & mask, c3 = y[2 * m + 1][1] & mask;
+
+                kivi_cuda_mma(sum[m], c0, c1, c2, c3, a, b);
+                if (precise)
+                    kivi_cuda_mma(sum[m], c0, c1, c2, c3, a_low, b_low);
+            }
+        }
+    }
+}
+
+template <class F>
+__device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
+                                                         uint32_t largest, float score[4][2])
+{
+    const int k = kivi_cuda_raise(largest, 11);
+    const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - k) << 23);
+    float sum[2][4] = {}, bias[2];
+    uint32_t q_low[F::QR];
+
+    f.load(q_low, f.queries.low);
+    kivi_cuda_bias<true>(f, shared, q_low, bias);
+    kivi_cuda_dot_codes<true>(f, shared, q_low, kivi_cuda_power2(k), sum);
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            score[2 * m + i / 2][i % 2] = fmaf(sum[m][i], unit_of_codes * f.from_q[i % 2],
+                                               bias[i % 2]);
+}
+
+/* score[i][j]: token 4 g + i, row 2 t + j, base 2 unless there is a soft cap. */
+template <bool precise, class F>
+__device__ __forceinline__ void kivi_cuda_scores(const F &f, const unsigned char *shared,
+                                                 float score[4][2])
+{
+    const uint32_t largest = kivi_cuda_largest(shared + F::K_SCALES, F::DIM);
+
+    if (!precise) {
+        /* Queries are below 16: times scales from 2^-8 to 4090 they keep to f16's normal range. */
+        const bool usual = largest >= 0x1c00u && largest <= 0x6bfdu;
+        float sum[2][4] = {}, bias[2], top;
+
+        kivi_cuda_bias<false>(f, shared, NULL, bias);
+        kivi_cuda_dot_codes<false>(f, shared, NULL, 0, sum);
+        top = fmaxf(fabsf(bias[0]), fabsf(bias[1]));
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float part = sum[m][i] * (0x1p24f * f.from_q[i % 2]);
+
+                top = fmaxf(top, part); /* scales are not below 0, the query may be: */
+                top = fmaxf(top, -part);
+                score[2 * m + i / 2][i % 2] = part + bias[i % 2];
+            }
+        if (usual && __all_sync(0xffffffffu, top <= KIVI_CUDA_LARGE_SCORE))
+            return;
+    }
+    kivi_cuda_precise_scores(f, shared, largest, score);
+}
+
+/* ------------------------------------------------------------------ output */
+
+/* The minima's part, and the sum of the weights in row 7. `keep` masks tokens that are rows. */
+template <bool precise, class F>
+__device__ __forceinline__ void kivi_cuda_sum_rest(F &f, const unsigned char *shared, bool codes,
+                                                   const uint32_t *keep)
+{
+    float part[4] = {0, 0, 0, 0}, *to = precise ? part : f.rest;
+    uint4 x = make_uint4(0, 0, 0, 0);
+
+    if (codes && f.g < f.s.v.n_groups)
+        x = *(const uint4 *)(shared + F::V_SCALES + (f.s.v.n_groups + f.g) * 64 + f.t * 16);
+    if (keep) {
+        x.x &= ~keep[0];
+        x.y &= ~keep[1];
+        x.z &= ~keep[2];
+        x.w &= ~keep[3];
+    }
+    if (f.g == 7)
+        x = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
+    kivi_cuda_mma(to, x.x, 0, x.y, 0, f.p[0], f.p[1]);
+    kivi_cuda_mma(to, x.z, 0, x.w, 0, f.p[2], f.p[3]);
+    if (precise) {
+        kivi_cuda_mma(to, x.x, 0, x.y, 0, f.p_low[0], f.p_low[1]);
+        kivi_cuda_mma(to, x.z, 0, x.w, 0, f.p_low[2], f.p_low[3]);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            f.rest[j] += part[j];
+    }
+}
+
+/* y[k][c]: codes of channel 4 g + c of a chunk, tokens 8 t + 4 k + 0,1 and 2,3. */
+template <class F>
+__device__ __forceinline__ void kivi_cuda_value_codes(const F &f, const unsigned char *shared,
+                                                      int chunk, uint32_t y[2][4][2])
+{
+    const uint4 *codes = (const uint4 *)(shared + F::V_CODES);
+
+    if (F::V_BITS == 8) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const uint4 v = codes[kivi_cuda_v_chunk<F>(2 * f.t + k, 8 * chunk + f.g)];
+            const uint32_t x[4] = {v.x, v.y, v.z, v.w};
+
+#pragma unroll
+            for (int c = 0; c < 4; c++) {
+                y[k][c][0] = __byte_perm(x[c], 0, 0x4140);
+                y[k][c][1] = __byte_perm(x[c], 0, 0x4342);
+            }
+        }
+    } else {
+        const uint32_t mask = ((1u << F::V_BITS) - 1u) * 0x00010001u;
+        const uint4 v =
+            codes[kivi_cuda_v_chunk<F>(F::V_BITS == 2 ? f.t / 2 : f.t, 8 * chunk + f.g)];
+        uint32_t x[4] = {v.x, v.y, v.z, v.w};
+
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            uint32_t a, b;
+
+            if (F::V_BITS == 2) /* the upper or the lower half of each byte */
+                x[c] >>= 4 * (f.t & 1);
+            a = __byte_perm(x[c], 0, 0x4140);
+            b = __byte_perm(x[c], 0, 0x4342);
+            y[0][c][0] = a & mask;
+            y[0][c][1] = b & mask;
+            y[1][c][0] = a & mask << F::V_BITS;
+            y[1][c][1] = b & mask << F::V_BITS;
+        }
+    }
+}
+
+/* The codes' part, of weights w; times 2^-k of what `power` is 2^k of, if that is asked for. */
+template <bool precise, bool powered, class F>
+__device__ __forceinline__ void kivi_cuda_sum_products(F &f, const unsigned char *shared,
+                                                       const uint32_t w[4], const uint32_t w_low[4],
+                                                       uint32_t power, float down)
+{
+#pragma unroll
+    for (int i = 0; i < F::CHUNKS; i++) {
+        const unsigned char *scales =
+            shared + F::V_SCALES + ((uint32_t)i >> f.group_shift) * 64 + f.t * 16;
+        uint32_t scale[4], b[4], b_low[4], y[2][4][2];
+
+        kivi_cuda_load_pairs<4>(scale, scales);
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            if (powered)
+                scale[k] = kivi_cuda_mul2(scale[k], power);
+            b[k] = kivi_cuda_mul2(w[k], scale[k]);
+            if (precise)
+                b_low[k] = kivi_cuda_low2(w[k], scale[k], b[k], w_low[k]);
+        }
+        kivi_cuda_value_codes(f, shared, i, y);
+#pragma unroll
+        for (int m = 0; m < 2; m++) {
+            float part[4] = {0, 0, 0, 0};
+            float *to = powered ? part : f.out[2 * i + m];
+
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                const uint32_t c0 = y[k][2 * m][0], c1 = y[k][2 * m + 1][0];
+                const uint32_t c2 = y[k][2 * m][1], c3 = y[k][2 * m + 1][1];
+
+                kivi_cuda_mma(to, c0, c1, c2, c3, b[2 * k], b[2 * k + 1]);
+                if (precise)
+                    kivi_cuda_mma(to, c0, c1, c2, c3, b_low[2 * k], b_low[2 * k + 1]);
+            }
+            if (powered)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    f.out[2 * i + m][j] = fmaf(part[j], down, f.out[2 * i + m][j]);
+        }
+    }
+}
+
+template <bool precise, class F>
+__device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *shared,
+                                                    const uint32_t *keep)
+{
+    const uint32_t largest = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32);
+    uint32_t w[4], w_low[4];
+
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        w[k] = keep ? f.p[k] & ~keep[k] : f.p[k];
+        if (precise)
+            w_low[k] = keep ? f.p_low[k] & ~keep[k] : f.p_low[k];
+    }
+    if (F::V_BITS < 8) /* the second code of each pair stands 2^bits higher */
+#pragma unroll
+        for (int k = 2; k < 4; k++) {
+            const uint32_t down = F::V_BITS == 2 ? 0x34003400u : 0x2c002c00u;
+
+            w[k] = kivi_cuda_mul2(w[k], down);
+            if (precise)
+                w_low[k] = kivi_cuda_mul2(w_low[k], down);
+        }
+    /* Weights are at most 2^14: times scales below 4 they are in f16. */
+    if (!precise && largest < 0x4400u && largest >= 0x1000u) {
+        kivi_cuda_sum_products<false, false>(f, shared, w, w_low, 0, 1.0f);
+    } else {
+        const int k = kivi_cuda_raise(largest, 0);
+
+        kivi_cuda_sum_products<precise, true>(f, shared, w, w_low, kivi_cuda_power2(k),
+                                              __uint_as_float((uint32_t)(127 - k) << 23));
+    }
+}
+
+#endif

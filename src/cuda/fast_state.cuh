@@ -1,0 +1,274 @@
+/*
+ * Attention on tensor cores: what a warp holds for its tile of query rows, and how scores become weights.
+ * attend_fast.cuh has the whole.
+ *
+ * Weights are 2^(score - unit + 11): the range of f16 reaches from 2^-35 of the largest to 8 times it,
+ * so that `unit` changes seldom. The sum of the weights is that of the rounded ones.
+ */
+#ifndef KIVI_CUDA_FAST_STATE_CUH
+#define KIVI_CUDA_FAST_STATE_CUH
+
+#include "mma.cuh"
+#include "schedule.cuh"
+
+#define KIVI_CUDA_WEIGHT_BITS 11.0f /* the largest weight is about 2^11, */
+#define KIVI_CUDA_SLACK 3.0f        /* and at most 2^14 */
+
+/* The tile's queries, in the order in which lanes hold them: query * 2^x * 2^(-bits * j), each a sum of two
+ * f16 numbers. Shared by the warps of a block. */
+template <int D> struct kivi_cuda_queries {
+    uint4 high[D / 32][32], low[D / 32][32];
+    float factor[KIVI_CUDA_ROWS]; /* 2^-x of each row */
+};
+
+template <int D, int KB, int VB> struct kivi_cuda_fast {
+    static constexpr int KN = 32 / KB, VN = 32 / VB; /* codes of a word */
+    static constexpr int KW = D / KN / 4;            /* words of a token that a lane holds */
+    static constexpr int KJ = KN / 4;                /* codes of a byte */
+    static constexpr int QR = D / 8;                 /* pairs of query channels that a lane holds */
+    static constexpr int CHUNKS = D / 32;            /* of output channels */
+    static constexpr int K_BITS = KB, V_BITS = VB, DIM = D;
+    /* Where a unit's parts lie in its shared memory, in bytes. */
+    static constexpr int K_SCALES = 4 * D * KB, V_CODES = K_SCALES + 4 * D;
+    static constexpr int V_SCALES = V_CODES + 4 * D * VB, BYTES = V_SCALES + 4 * D;
+
+    const kivi_cuda_step &s;
+    const kivi_cuda_item &item;
+    const kivi_cuda_queries<D> &queries;
+    uint32_t head, tile, lane, g, t;
+    uint32_t group_shift; /* log2 of the chunks of 32 channels that share a scale */
+
+    uint32_t q[QR];           /* row g: the high parts */
+    float from_q[2];          /* rows 2 t, 2 t + 1: 2^-x */
+    float unit[2];            /* rows 2 t, 2 t + 1 */
+    float out[2 * CHUNKS][4]; /* [16 channels] x rows, of codes */
+    float rest[4];            /* [groups and the sum of weights] x rows */
+    uint32_t p[4], p_low[4];  /* row g: weights of tokens 8 t + 0,1; 2,3; 4,5; 6,7; what they lost */
+
+    __device__ __forceinline__ kivi_cuda_fast(const kivi_cuda_step &step,
+                                              const kivi_cuda_segment &segment,
+                                              const kivi_cuda_queries<D> &from)
+        : s(step), item(kivi_cuda_items(step)[segment.item]), queries(from), head(segment.head),
+          tile(segment.tile)
+    {
+        lane = threadIdx.x % 32;
+        g = lane / 4;
+        t = lane % 4;
+        group_shift = 31 - __clz(step.v.group_size / 32);
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            unit[i] = -1e30f;
+#pragma unroll
+        for (int i = 0; i < 2 * CHUNKS; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                out[i][j] = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            rest[j] = 0;
+    }
+
+    /* Once the block's queries are there. */
+    __device__ __forceinline__ void take_queries()
+    {
+        load(q, queries.high);
+        from_q[0] = queries.factor[2 * t];
+        from_q[1] = queries.factor[2 * t + 1];
+    }
+
+    __device__ __forceinline__ void load(uint32_t x[QR], const uint4 (*from)[32]) const
+    {
+#pragma unroll
+        for (int i = 0; i < QR / 4; i++) {
+            const uint4 v = from[i][lane];
+
+            x[4 * i] = v.x;
+            x[4 * i + 1] = v.y;
+            x[4 * i + 2] = v.z;
+            x[4 * i + 3] = v.w;
+        }
+    }
+
+    /* Scores, base 2 unless there is a soft cap, to weights in `p`. score[i][j] is that of token 4 g + i
+     * of unit u and row 2 t + j. `plain`: all rows see all tokens of the unit. */
+    template <bool precise>
+    __device__ __forceinline__ void weigh(uint32_t u, float score[4][2], bool plain)
+    {
+        float max[2];
+
+        if (s.softcap > 0)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+#pragma unroll
+                for (int j = 0; j < 2; j++)
+                    score[i][j] = s.softcap * 1.44269504f * tanhf(score[i][j] / s.softcap);
+        if (!plain)
+            hide(u, score);
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+            max[j] = fmaxf(fmaxf(score[0][j], score[1][j]), fmaxf(score[2][j], score[3][j]));
+        if (__any_sync(0xffffffffu,
+                       max[0] > unit[0] + KIVI_CUDA_SLACK || max[1] > unit[1] + KIVI_CUDA_SLACK))
+            raise_unit(max);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            float y[2];
+
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                y[j] = kivi_cuda_exp2(score[i][j] - (unit[j] - KIVI_CUDA_WEIGHT_BITS));
+            const __half2 h = __floats2half2_rn(y[0], y[1]);
+
+            p[i] = kivi_cuda_transpose(kivi_cuda_bits(h)); /* tokens 8 t + i, 8 t + 4 + i */
+            if (precise) {
+                const float2 high = __half22float2(h);
+
+                p_low[i] = kivi_cuda_transpose(
+                    kivi_cuda_bits(__floats2half2_rn(y[0] - high.x, y[1] - high.y)));
+            }
+        }
+        regroup(p);
+        if (precise)
+            regroup(p_low);
+    }
+
+    /* Takes out what a row does not see. */
+    __device__ __forceinline__ void hide(uint32_t u, float score[4][2]) const
+    {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            const uint64_t position = kivi_cuda_position(s, item, tile, 2 * t + j);
+
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const uint64_t token = (uint64_t)u * KIVI_CUDA_UNIT + 4 * g + i;
+
+                if (token > position || token >= item.n
+                    || (s.window && token + s.window <= position))
+                    score[i][j] = -INFINITY;
+            }
+        }
+    }
+
+    static __device__ __forceinline__ void regroup(uint32_t x[4])
+    {
+        const uint32_t a = __byte_perm(x[0], x[1], 0x5410), b = __byte_perm(x[2], x[3], 0x5410);
+        const uint32_t c = __byte_perm(x[0], x[1], 0x7632), d = __byte_perm(x[2], x[3], 0x7632);
+
+        x[0] = a;
+        x[1] = b;
+        x[2] = c;
+        x[3] = d;
+    }
+
+    /* A score is far above the unit of its row: the unit becomes the largest score so far. */
+    __device__ __forceinline__ void raise_unit(float max[2])
+    {
+        float shrink[2];
+
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            float m = max[j];
+
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 4));
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 8));
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 16));
+            m = fmaxf(m, unit[j]);
+            shrink[j] = kivi_cuda_exp2(unit[j] - m);
+            unit[j] = m;
+        }
+#pragma unroll
+        for (int i = 0; i < 2 * CHUNKS; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                out[i][j] *= shrink[j % 2];
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            rest[j] *= shrink[j % 2];
+    }
+
+    /* This warp's result: [rows][D] outputs, then unit and sum of each row. */
+    __device__ __forceinline__ void store(float *result) const
+    {
+        const float down = 0x1p-11f;
+
+#pragma unroll
+        for (int i = 0; i < CHUNKS; i++) {
+            const uint32_t from = ((uint32_t)i >> group_shift) * 4 + t;
+
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const float b = __shfl_sync(0xffffffffu, rest[j], from);
+
+#pragma unroll
+                for (int m = 0; m < 2; m++)
+                    *(float2 *)&result[(2 * t + j) * D + 32 * i + 4 * g + 2 * m] =
+                        make_float2(fmaf(out[2 * i + m][j], 0x1p24f, b) * down,
+                                    fmaf(out[2 * i + m][j + 2], 0x1p24f, b) * down);
+            }
+        }
+        if (g == 7) {
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                result[KIVI_CUDA_ROWS * D + 2 * t + j] = unit[j];
+                result[KIVI_CUDA_ROWS * (D + 1) + 2 * t + j] = rest[j] * down;
+            }
+        }
+    }
+};
+
+/* The tile's queries to shared memory, by all warps of the block: a row to a warp at a time. */
+template <int D, int KB>
+__device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
+                                                       const kivi_cuda_segment &segment,
+                                                       kivi_cuda_queries<D> &to)
+{
+    constexpr int KN = 32 / KB, PER_LANE = D / 32;
+    const kivi_cuda_item &item = kivi_cuda_items(s)[segment.item];
+    const uint32_t n_rows = kivi_cuda_tile_rows(s, item, segment.tile), lane = threadIdx.x % 32;
+    const float factor = s.softcap > 0 ? s.scale : s.scale * 1.44269504f;
+
+    for (uint32_t row = threadIdx.x / 32; row < KIVI_CUDA_ROWS; row += blockDim.x / 32) {
+        const uint32_t line = segment.tile * KIVI_CUDA_ROWS + row, token = line / s.heads_per_kv;
+        const uint32_t q_head = segment.head * s.heads_per_kv + line % s.heads_per_kv;
+        const int64_t at = (int64_t)token * item.q_token + (int64_t)q_head * item.q_head;
+        float x[PER_LANE], max = 0, up;
+        bool finite = true;
+        int exponent;
+
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i++)
+            x[i] = row < n_rows ? kivi_cuda_element(item.q, item.q_type, at + PER_LANE * lane + i)
+                                : 0.0f;
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i++) {
+            finite = finite && fabsf(x[i] * s.scale) <= 1e30f;
+            x[i] = finite ? x[i] * factor : 0.0f;
+            max = fmaxf(max, fabsf(x[i]));
+        }
+        if (!finite)
+            kivi_cuda_report(s, segment.item, token, 0);
+        /* The largest of the row becomes 8 to 16. */
+        max = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
+        exponent = max > 0x1p-100f ? 130 - (int)(__float_as_uint(max) >> 23) : 100;
+        up = __uint_as_float((uint32_t)(exponent + 127) << 23);
+        if (lane == 0)
+            to.factor[row] = __uint_as_float((uint32_t)(127 - exponent) << 23);
+#pragma unroll
+        for (int i = 0; i < PER_LANE; i += 2) {
+            const uint32_t c = PER_LANE * lane + i, word = c / KN, in = c % KN;
+            const uint32_t r = word / 4 * (KN / 2) + in / 2, j = in / 4;
+            const uint32_t place = r / 4 * 128 + (4 * row + word % 4) * 4 + r % 4;
+            const float f = up * __uint_as_float((127 - KB * j) << 23);
+            const float a = x[i] * f, b = x[i + 1] * f;
+            const __half2 h = __floats2half2_rn(a, b);
+            const float2 high = __half22float2(h);
+
+            ((uint32_t *)to.high)[place] = kivi_cuda_bits(h);
+            ((uint32_t *)to.low)[place] =
+                kivi_cuda_bits(__floats2half2_rn(a - high.x, b - high.y));
+        }
+    }
+}
+
+#endif

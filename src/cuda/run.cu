@@ -1,0 +1,513 @@
+/*
+ * A step from the host's side. begin takes memory; end launches everything at once: checks, attention,
+ * append. If the caller's arrays are on the device, it returns without waiting. If they are on the
+ * host, they go through a staging buffer, nothing is appended unless all is finite, and end waits.
+ */
+#include <limits.h>
+#include <string.h>
+
+#include "context.cuh"
+
+namespace {
+
+constexpr uint64_t MAX_TASKS = UINT32_MAX / 2;
+constexpr uint32_t MAX_GRID = 65535; /* blocks in y and z */
+
+/* A step between begin and end, in one allocation. */
+struct pending {
+    kivi_cuda_step args;
+    size_t bytes;
+    unsigned char *tables; /* items, then pages, as the kernels see them */
+    size_t table_bytes;
+    unsigned char *staging; /* inputs, then outputs, as they will stand on the device */
+    size_t input_bytes, staging_bytes;
+    uint64_t n_tasks;
+    uint32_t max_new, slabs;
+};
+
+/* Hands out 16-byte aligned pieces of a buffer; with base NULL it only adds up. */
+struct carver {
+    unsigned char *base;
+    size_t at;
+
+    unsigned char *take(size_t bytes)
+    {
+        unsigned char *piece = base ? base + at : NULL;
+
+        at += (bytes + 15) / 16 * 16;
+        return piece;
+    }
+};
+
+size_t size_of(kivi_dtype type)
+{
+    return type == KIVI_F32 ? 4 : 2;
+}
+
+size_t bytes_of(uint64_t tokens, uint32_t heads, uint32_t dim, kivi_dtype type)
+{
+    return (size_t)tokens * heads * dim * size_of(type);
+}
+
+/* ------------------------------------------------------------ host's arrays */
+
+/* Copies rows [tokens][heads][dim] between a caller's strides and a dense array. */
+void copy_rows(char *dense, char *strided, int64_t token_stride, int64_t head_stride, uint64_t tokens,
+               uint32_t heads, size_t row_bytes, size_t size, bool to_dense)
+{
+    for (uint64_t t = 0; t < tokens; t++)
+        for (uint32_t h = 0; h < heads; h++) {
+            char *row = strided
+                        + ((int64_t)t * token_stride + (int64_t)h * head_stride) * (int64_t)size;
+
+            memcpy(to_dense ? dense : row, to_dense ? row : dense, row_bytes);
+            dense += row_bytes;
+        }
+}
+
+void gather(unsigned char *to, const kivi_in *from, uint64_t tokens, uint32_t heads, uint32_t dim)
+{
+    const size_t size = size_of(from->dtype);
+
+    copy_rows((char *)to, (char *)const_cast<void *>(from->data), from->token_stride,
+              from->head_stride, tokens, heads, dim * size, size, true);
+}
+
+void scatter(unsigned char *from, const kivi_out *to, uint64_t tokens, uint32_t heads, uint32_t dim)
+{
+    const size_t size = size_of(to->dtype);
+
+    copy_rows((char *)from, (char *)to->data, to->token_stride, to->head_stride, tokens, heads,
+              dim * size, size, false);
+}
+
+/* Where everything of the host's stands in staging. With `host`, the inputs are copied there; with
+ * `device`, items and arguments point into that copy; with neither, only the sizes are found. */
+void stage(const kivi_step *step, pending *p, unsigned char *host, unsigned char *device)
+{
+    const kivi_geometry *g = step->geometry;
+    kivi_cuda_item *items = (kivi_cuda_item *)p->tables;
+    carver c = {host ? host : device, 0};
+    const size_t sinks = step->attention.sink_logits ? g->n_q_heads * sizeof(float) : 0;
+    unsigned char *at = c.take(sinks);
+
+    if (host && sinks)
+        memcpy(at, step->attention.sink_logits, sinks);
+    if (device)
+        p->args.sink_logits = sinks ? (const float *)at : NULL;
+    for (size_t i = 0; i < step->n_items; i++) {
+        const kivi_item *io = &step->items[i].io;
+        const uint64_t n_q = io->n_q, n_new = io->n_new;
+        unsigned char *q = c.take(bytes_of(n_q, g->n_q_heads, g->k_dim, io->q.dtype));
+        unsigned char *k = c.take(bytes_of(n_new, g->n_kv_heads, g->k_dim, io->k.dtype));
+        unsigned char *v = c.take(bytes_of(n_new, g->n_kv_heads, g->v_dim, io->v.dtype));
+
+        if (host) {
+            gather(q, &io->q, n_q, g->n_q_heads, g->k_dim);
+            gather(k, &io->k, n_new, g->n_kv_heads, g->k_dim);
+            gather(v, &io->v, n_new, g->n_kv_heads, g->v_dim);
+        } else if (device) {
+            items[i].q = q;
+            items[i].k = k;
+            items[i].v = v;
+            items[i].q_head = items[i].k_head = g->k_dim;
+            items[i].v_head = items[i].out_head = g->v_dim;
+            items[i].q_token = (int64_t)g->n_q_heads * g->k_dim;
+            items[i].k_token = (int64_t)g->n_kv_heads * g->k_dim;
+            items[i].v_token = (int64_t)g->n_kv_heads * g->v_dim;
+            items[i].out_token = (int64_t)g->n_q_heads * g->v_dim;
+        }
+    }
+    p->input_bytes = c.at;
+    for (size_t i = 0; i < step->n_items; i++) {
+        const kivi_item *io = &step->items[i].io;
+        unsigned char *out = c.take(bytes_of(io->n_q, g->n_q_heads, g->v_dim, io->out.dtype));
+        unsigned char *lse = c.take(io->lse ? (size_t)io->n_q * g->n_q_heads * sizeof(float) : 0);
+
+        if (device) {
+            items[i].out = out;
+            items[i].lse = io->lse ? (float *)lse : NULL;
+        }
+    }
+    p->staging_bytes = c.at;
+}
+
+/* Results from staging to the host's arrays. */
+void unstage(const kivi_step *step, pending *p)
+{
+    const kivi_geometry *g = step->geometry;
+    carver c = {p->staging, p->input_bytes};
+
+    for (size_t i = 0; i < step->n_items; i++) {
+        const kivi_item *io = &step->items[i].io;
+        const size_t lse_bytes = io->lse ? (size_t)io->n_q * g->n_q_heads * sizeof(float) : 0;
+        unsigned char *out = c.take(bytes_of(io->n_q, g->n_q_heads, g->v_dim, io->out.dtype));
+        unsigned char *lse = c.take(lse_bytes);
+
+        scatter(out, &io->out, io->n_q, g->n_q_heads, g->v_dim);
+        if (lse_bytes)
+            memcpy(io->lse, lse, lse_bytes);
+    }
+}
+
+/* ------------------------------------------------------------------- tables */
+
+uint64_t tiles_of(const kivi_step *step, const kivi_item *io)
+{
+    return (io->n_q * step->geometry->heads_per_kv + KIVI_CUDA_ROWS - 1) / KIVI_CUDA_ROWS;
+}
+
+size_t pages_of(const kivi_step *step, const kivi_step_item *item)
+{
+    const uint32_t page_tokens = step->geometry->layers[step->layer].page_tokens;
+
+    return (size_t)((item->after.k_packed + page_tokens - 1) / page_tokens);
+}
+
+/* The item's part in the schedule, after `s->total_cost` and `n_tasks` of the items before it. */
+void schedule(const kivi_step *step, const kivi_step_item *from, kivi_cuda_step *s,
+              uint64_t *n_tasks, kivi_cuda_item *item)
+{
+    const uint64_t window = step->attention.window, n = from->after.n;
+    const uint64_t packed = from->before.k_packed < from->before.v_packed ? from->before.k_packed
+                                                                          : from->before.v_packed;
+    const uint64_t last = from->io.q_position + (from->io.n_q ? from->io.n_q - 1 : 0);
+    const uint64_t end = last < n ? last + 1 : n, cheap = packed / KIVI_CUDA_UNIT;
+    uint64_t first = window && from->io.q_position >= window ? from->io.q_position - window + 1 : 0;
+    uint64_t units = (end + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT;
+
+    first = (first < end ? first : end) / KIVI_CUDA_UNIT;
+    units = units > first ? units - first : 1; /* what sees nothing is written all the same */
+    item->first_unit = (uint32_t)first;
+    item->n_units = (uint32_t)units;
+    item->n_cheap = (uint32_t)(cheap <= first ? 0 : cheap - first < units ? cheap - first : units);
+    item->n_tiles = (uint32_t)tiles_of(step, &from->io);
+    item->tasks_before = (uint32_t)*n_tasks;
+    item->cost_before = s->total_cost;
+    item->task_cost = item->n_cheap + (units - item->n_cheap) * KIVI_CUDA_EDGE_COST;
+    *n_tasks += (uint64_t)item->n_tiles * s->n_kv_heads;
+    s->total_cost += item->task_cost * item->n_tiles * s->n_kv_heads;
+}
+
+void fill_item(const kivi_step_item *from, kivi_cuda_item *item)
+{
+    const kivi_item *io = &from->io;
+
+    item->q = io->q.data;
+    item->k = io->k.data;
+    item->v = io->v.data;
+    item->out = io->out.data;
+    item->lse = io->lse;
+    item->q_token = io->q.token_stride;
+    item->q_head = io->q.head_stride;
+    item->k_token = io->k.token_stride;
+    item->k_head = io->k.head_stride;
+    item->v_token = io->v.token_stride;
+    item->v_head = io->v.head_stride;
+    item->out_token = io->out.token_stride;
+    item->out_head = io->out.head_stride;
+    item->window = (unsigned char *)from->window;
+    item->n_old = from->before.n;
+    item->n = from->after.n;
+    item->k_packed = from->before.k_packed;
+    item->v_packed = from->before.v_packed;
+    item->k_after = from->after.k_packed;
+    item->v_after = from->after.v_packed;
+    item->q_position = io->q_position;
+    item->n_new = (uint32_t)io->n_new;
+    item->n_q = (uint32_t)io->n_q;
+    item->q_type = (uint8_t)io->q.dtype;
+    item->k_type = (uint8_t)io->k.dtype;
+    item->v_type = (uint8_t)io->v.dtype;
+    item->out_type = (uint8_t)io->out.dtype;
+}
+
+/* Slabs that hold tokens [begin, end). */
+uint64_t slabs_between(uint64_t begin, uint64_t end)
+{
+    return end > begin ? (end + 127) / 128 - begin / 128 : 0;
+}
+
+void fill_tables(const kivi_step *step, pending *p)
+{
+    kivi_cuda_item *items = (kivi_cuda_item *)p->tables;
+    void **pages = (void **)(p->tables + p->args.pages_at);
+    uint32_t n_pages = 0;
+
+    p->n_tasks = 0;
+    for (size_t i = 0; i < step->n_items; i++) {
+        const kivi_step_item *from = &step->items[i];
+        const uint64_t k = slabs_between(from->before.k_packed, from->after.k_packed);
+        const uint64_t v = slabs_between(from->before.v_packed, from->after.v_packed);
+        const size_t n = pages_of(step, from);
+
+        fill_item(from, &items[i]);
+        schedule(step, from, &p->args, &p->n_tasks, &items[i]);
+        items[i].page = n_pages;
+        if (n)
+            memcpy(pages + n_pages, from->pages, n * sizeof *pages);
+        n_pages += (uint32_t)n;
+        if (from->io.n_new > p->max_new)
+            p->max_new = (uint32_t)from->io.n_new;
+        if ((k > v ? k : v) > p->slabs)
+            p->slabs = (uint32_t)(k > v ? k : v);
+    }
+}
+
+void fill_args(const kivi_step *step, kivi_cuda_step *s)
+{
+    const kivi_geometry *g = step->geometry;
+    const kivi_layer_geometry *l = &g->layers[step->layer];
+
+    s->k = l->k;
+    s->v = l->v;
+    s->page_v_offset = l->page_v_offset;
+    s->page_head_stride = l->page_head_stride;
+    s->page_tokens = l->page_tokens;
+    s->window_head_stride = g->window_head_stride;
+    s->window_sink_v = g->window_sink_v;
+    s->window_k = g->window_k;
+    s->window_v = g->window_v;
+    s->k_ring = g->k_ring;
+    s->v_ring = g->v_ring;
+    s->n_sink = g->n_sink;
+    s->n_q_heads = g->n_q_heads;
+    s->n_kv_heads = g->n_kv_heads;
+    s->heads_per_kv = g->heads_per_kv;
+    s->n_items = (uint32_t)step->n_items;
+    s->precise = step->attention.precision == KIVI_PRECISE;
+    s->scale = step->attention.scale;
+    s->softcap = step->attention.softcap;
+    s->window = step->attention.window;
+    s->sink_logits = step->attention.sink_logits;
+}
+
+/* The host's memory of a step: sizes first, then the allocation. */
+pending *new_pending(const kivi_cuda_context *c, const kivi_step *step)
+{
+    const size_t item_bytes = (step->n_items * sizeof(kivi_cuda_item) + 15) / 16 * 16;
+    size_t n_pages = 0;
+    pending sizes = {}, *p;
+    carver carve = {NULL, 0};
+
+    for (size_t i = 0; i < step->n_items; i++)
+        n_pages += pages_of(step, &step->items[i]);
+    sizes.args.pages_at = (uint32_t)item_bytes;
+    sizes.table_bytes = item_bytes + (n_pages * sizeof(void *) + 15) / 16 * 16;
+    if (!c->on_device)
+        stage(step, &sizes, NULL, NULL);
+    if (item_bytes > UINT32_MAX || n_pages > UINT32_MAX)
+        return NULL;
+    carve.take(sizeof sizes);
+    carve.take(sizes.table_bytes);
+    carve.take(sizes.staging_bytes);
+    sizes.bytes = carve.at;
+    carve.base = (unsigned char *)c->allocator.alloc(c->allocator.context, sizes.bytes, 64);
+    if (!carve.base)
+        return NULL;
+    carve.at = 0;
+    p = (pending *)carve.take(sizeof sizes);
+    *p = sizes;
+    p->tables = carve.take(sizes.table_bytes);
+    p->staging = carve.take(sizes.staging_bytes);
+    memset(p->tables, 0, sizes.table_bytes);
+    fill_args(step, &p->args);
+    fill_tables(step, p);
+    return p;
+}
+
+/* ---------------------------------------------------------------- the order */
+
+/* How the attention is split. */
+uint32_t choose_parts(const kivi_cuda_path *path, uint64_t cost)
+{
+    const uint64_t n = cost / path->least_cost;
+
+    return n < 1 ? 1 : n < path->max_parts ? (uint32_t)n : path->max_parts;
+}
+
+kivi_status reserve(kivi_cuda_context *c, const kivi_step *step, pending *p, kivi_error *error)
+{
+    const size_t partial = KIVI_CUDA_ROWS * (step->geometry->v_dim + 2) * sizeof(float);
+    kivi_status status = KIVI_OK;
+
+    if (p->args.n_parts > 1) {
+        status = kivi_cuda_reserve(c, &c->partials, 2 * partial * p->args.n_parts, false, error);
+        if (status == KIVI_OK)
+            status = kivi_cuda_reserve(c, &c->arrivals, (size_t)p->n_tasks * sizeof(uint32_t), true,
+                                       error);
+    }
+    if (status == KIVI_OK && p->table_bytes > KIVI_CUDA_INLINE)
+        status = kivi_cuda_reserve(c, &c->tables, p->table_bytes, false, error);
+    if (status == KIVI_OK && !c->on_device)
+        status = kivi_cuda_reserve(c, &c->staging, p->staging_bytes, false, error);
+    return status;
+}
+
+/* What the device reported, and forgets. */
+kivi_status take_bad(kivi_cuda_context *c, const char *when, kivi_error *error)
+{
+    static const char *const names[] = {"q", "k", "v", "?"};
+    const unsigned long long bad = *c->bad;
+
+    if (bad == KIVI_CUDA_NOT_BAD)
+        return KIVI_OK;
+    *c->bad = KIVI_CUDA_NOT_BAD;
+    return kivi_fail(error, KIVI_ERROR_NOT_FINITE, "%sitems[%llu].%s: token %llu is not finite%s",
+                     when, bad >> 34, names[bad & 3], bad >> 2 & 0xffffffff,
+                     (bad & 3) == 0 ? "" : " in f16");
+}
+
+bool is_captured(cudaStream_t stream)
+{
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+
+    if (stream == NULL || stream == cudaStreamLegacy)
+        return false;
+    if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
+        (void)cudaGetLastError();
+        return false;
+    }
+    return status != cudaStreamCaptureStatusNone;
+}
+
+/* The stream waits for what the cache did last elsewhere. A capture cannot, so the host does. */
+cudaError_t wait_for_others(kivi_cuda_context *c, cudaStream_t stream, bool captured)
+{
+    cudaError_t code = cudaSuccess;
+
+    if (c->step_pending && (c->stream != stream || captured))
+        code = captured ? cudaEventSynchronize(c->stepped)
+                        : cudaStreamWaitEvent(stream, c->stepped, 0);
+    if (code == cudaSuccess && c->copy_pending) {
+        code = captured ? cudaEventSynchronize(c->copied)
+                        : cudaStreamWaitEvent(stream, c->copied, 0);
+        c->copy_pending = code != cudaSuccess;
+    }
+    return code;
+}
+
+cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cudaStream_t stream)
+{
+    kivi_cuda_step *s = &p->args;
+    cudaError_t code = cudaSuccess;
+
+    s->partials = (float *)c->partials.memory;
+    s->arrivals = (uint32_t *)c->arrivals.memory;
+    s->bad = c->bad_on_device;
+    s->gate = c->on_device ? NULL : c->bad_on_device;
+    if (!c->on_device) {
+        stage(step, p, p->staging, NULL);
+        stage(step, p, NULL, (unsigned char *)c->staging.memory);
+        code = cudaMemcpyAsync(c->staging.memory, p->staging, p->input_bytes, cudaMemcpyHostToDevice,
+                               stream);
+    }
+    if (p->table_bytes <= KIVI_CUDA_INLINE) {
+        memcpy(s->in_place, p->tables, p->table_bytes);
+    } else if (code == cudaSuccess) {
+        s->tables = c->tables.memory;
+        code = kivi_cuda_upload(c->tables.memory, p->tables, p->table_bytes, stream);
+    }
+    if (code == cudaSuccess && p->max_new && !c->on_device)
+        code = kivi_cuda_check(s, p->max_new, stream);
+    if (code == cudaSuccess && p->n_tasks)
+        code = c->paths[step->layer].attend(s, stream);
+    if (code == cudaSuccess && p->max_new)
+        code = kivi_cuda_append(s, p->slabs, stream);
+    if (code == cudaSuccess && !c->on_device && p->staging_bytes > p->input_bytes)
+        code = cudaMemcpyAsync(p->staging + p->input_bytes,
+                               (char *)c->staging.memory + p->input_bytes,
+                               p->staging_bytes - p->input_bytes, cudaMemcpyDeviceToHost, stream);
+    return code;
+}
+
+kivi_status apply_step(kivi_cuda_context *c, const kivi_step *step, pending *p, kivi_error *error)
+{
+    const cudaStream_t stream = (cudaStream_t)step->attention.stream;
+    const bool captured = is_captured(stream);
+    kivi_status status;
+    cudaError_t code;
+
+    if (captured && !c->on_device)
+        return kivi_fail(error, KIVI_ERROR_UNSUPPORTED,
+                         "a call on arrays in host memory cannot be captured in a graph");
+    code = wait_for_others(c, stream, captured);
+    if (code == cudaSuccess)
+        code = launch(c, step, p, stream);
+    if (!c->on_device) {
+        const cudaError_t waited = cudaStreamSynchronize(stream);
+
+        status = kivi_cuda_status(code != cudaSuccess ? code : waited, "kivi_run on the device",
+                                  error);
+        if (status == KIVI_OK)
+            status = take_bad(c, "", error);
+        if (status == KIVI_OK)
+            unstage(step, p);
+        return status;
+    }
+    if (!captured) {
+        const cudaError_t recorded = cudaEventRecord(c->stepped, stream);
+
+        c->stream = stream;
+        c->step_pending = true;
+        code = code != cudaSuccess ? code : recorded;
+    }
+    return kivi_cuda_status(code, "kivi_run on the device", error);
+}
+
+} // namespace
+
+kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *error)
+{
+    kivi_cuda_context *c = (kivi_cuda_context *)context;
+    const kivi_cuda_path *path = &c->paths[step->layer];
+    const kivi_cuda_guard guard(c);
+    kivi_status status;
+    pending *p;
+
+    step->scratch = NULL;
+    step->n_parts = 1;
+    step->n_phases = 1;
+    if (step->n_items > MAX_GRID || 2 * (uint64_t)step->geometry->n_kv_heads > MAX_GRID)
+        return kivi_fail(error, KIVI_ERROR_UNSUPPORTED,
+                         "the CUDA backend takes at most %u items and %u kv heads in a call", MAX_GRID,
+                         MAX_GRID / 2);
+    p = new_pending(c, step);
+    if (!p)
+        return kivi_fail(error, KIVI_ERROR_MEMORY, "no scratch memory for this call");
+    kivi_lock_take(&c->lock);
+    status = c->on_device ? take_bad(c, "in an earlier call, ", error) : KIVI_OK;
+    if (status == KIVI_OK && p->n_tasks > MAX_TASKS)
+        status = kivi_fail(error, KIVI_ERROR_UNSUPPORTED, "too many queries for one call");
+    p->args.n_parts = choose_parts(path, p->args.total_cost);
+    if (status == KIVI_OK)
+        status = reserve(c, step, p, error);
+    kivi_lock_release(&c->lock);
+    if (status != KIVI_OK) {
+        c->allocator.release(c->allocator.context, p, p->bytes);
+        return status;
+    }
+    step->scratch = p;
+    return KIVI_OK;
+}
+
+/* The device has its own parts; the one of the host has nothing to do. */
+void kivi_cuda_part(void *, struct kivi_step *, uint32_t, uint32_t) {}
+
+kivi_status kivi_cuda_end(void *context, struct kivi_step *step, int apply, kivi_error *error)
+{
+    kivi_cuda_context *c = (kivi_cuda_context *)context;
+    pending *p = (pending *)step->scratch;
+    kivi_status status = KIVI_OK;
+
+    if (apply && step->n_items) {
+        const kivi_cuda_guard guard(c);
+
+        kivi_lock_take(&c->lock);
+        status = apply_step(c, step, p, error);
+        kivi_lock_release(&c->lock);
+    }
+    c->allocator.release(c->allocator.context, p, p->bytes);
+    step->scratch = NULL;
+    return status;
+}

@@ -1,0 +1,50 @@
+#!/bin/sh
+# All tests of the CUDA backend on a GPU, then compute-sanitizer over the shorter ones, then the
+# tables of docs/performance-cuda.md:  tests/cuda/run.sh BUILD [SECONDS [STAGE...]]
+# Stages: tests, memcheck, racecheck, bench. SECONDS limits every program.
+set -u
+build=${1:?"usage: tests/cuda/run.sh BUILD [SECONDS [STAGE...]]"}
+seconds=${2:-600}
+[ $# -gt 2 ] && shift 2 || set -- tests memcheck racecheck bench
+KIVI_MODULE_PATH=$(cd "$build/src/cuda" && pwd)
+export KIVI_MODULE_PATH OMP_WAIT_POLICY=passive
+status=0
+
+# run NAME COMMAND...: prints what it said if it failed, else its last lines.
+run() {
+    name=$1
+    shift
+    begin=$(date +%s)
+    timeout "$seconds" "$@" >"/tmp/kivi-cuda.$$" 2>&1
+    code=$?
+    echo "== $name: exit $code, $(($(date +%s) - begin)) s"
+    case $code in
+    0) tail -n 4 "/tmp/kivi-cuda.$$" ;;
+    77) cat "/tmp/kivi-cuda.$$" ;;
+    *) tail -n 25 "/tmp/kivi-cuda.$$" | cut -c 1-300; status=1 ;;
+    esac
+    rm -f "/tmp/kivi-cuda.$$"
+}
+
+for stage; do
+    case $stage in
+    tests)
+        for test in golden batch oracle seq save drop faults stress threads device; do
+            run "$test" "$build/tests/cuda/test_cuda_$test"
+        done ;;
+    memcheck | racecheck)
+        for test in golden batch; do
+            run "$stage $test" compute-sanitizer --tool "$stage" --error-exitcode 9 \
+                "$build/tests/cuda/test_cuda_$test"
+        done
+        CK_RUN_CASE=steps run "$stage device" compute-sanitizer --tool "$stage" --error-exitcode 9 \
+            "$build/tests/cuda/test_cuda_device" ;;
+    bench)
+        "$build/bench/kivi-bench" decode --backend cuda --bits 2
+        "$build/bench/kivi-bench" append --backend cuda --kv-heads 8,32 --bits 4,2 ;;
+    *)
+        echo "unknown stage $stage"
+        status=1 ;;
+    esac
+done
+exit $status
