@@ -90,6 +90,25 @@ __device__ __half2 codes_of(__half2 x, __half2 min, __half2 a, __half2 b, __half
     return __hadd2(__hadd2(__hgt2(above, a), __hgt2(above, b)), __hgt2(above, c));
 }
 
+/* Pairs from shared memory, four in one access. */
+struct four {
+    uint4 v;
+
+    __device__ explicit four(const void *from) : v(*(const uint4 *)from) {}
+    __device__ __half2 operator[](uint32_t i) const
+    {
+        return kivi_cuda_half2(i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w);
+    }
+};
+
+/* Eight of them. */
+struct eight {
+    four low, high;
+
+    __device__ explicit eight(const __half *from) : low(from), high(from + 8) {}
+    __device__ __half2 operator[](uint32_t i) const { return i < 4 ? low[i] : high[i - 4]; }
+};
+
 /* The low bytes of four integers below 256 that are in f16: a word of codes. */
 __device__ uint32_t bytes_of(__half2 a, __half2 b)
 {
@@ -119,25 +138,50 @@ __device__ void store_range(slab_state &m, const range &r, uint32_t chunk, uint3
     }
 }
 
-/* Rows of tokens first .. first + n - 1 as f16, channels c0 .. c0 + SLICE - 1; zeros beyond. */
+/* One row's channels c .. c + 7 as f16; what is not finite is reported. */
+__device__ uint4 load_any(const kivi_cuda_step &s, const kivi_cuda_rows &rows, uint64_t token,
+                          uint32_t c, uint32_t item, uint32_t which)
+{
+    const kivi_cuda_row row = kivi_cuda_find_row(rows, token);
+    bool finite = true;
+    const uint4 x = kivi_cuda_load8(row.data, row.type, row.at + c, &finite);
+
+    if (!finite)
+        kivi_cuda_report(s, item, (uint32_t)(token - rows.n_old), which);
+    return x;
+}
+
+/* Rows from .. to - 1 of a slab as f16, channels c0 .. c0 + SLICE - 1; zeros beyond. Rows of aligned f16 are
+ * all asked for before the first is looked at. */
 __device__ void load_slab(const kivi_cuda_step &s, slab_state &m, const kivi_cuda_rows &rows,
                           uint64_t slab, uint32_t from, uint32_t to, uint32_t c0, uint32_t item,
                           uint32_t which)
 {
-    for (uint32_t i = threadIdx.x; i < SLAB * (SLICE / 8); i += THREADS) {
-        const uint32_t t = i / (SLICE / 8), c = i % (SLICE / 8) * 8;
-        uint4 x = make_uint4(0, 0, 0, 0);
+    constexpr uint32_t PER_ROW = SLICE / 8, COUNT = SLAB * PER_ROW / THREADS;
+    const uint32_t ring_at = (uint32_t)(slab * SLAB % rows.ring_length);
+    const bool aligned = kivi_cuda_rows_are_f16(rows, slab * SLAB + to);
+    const uint32_t c = threadIdx.x % PER_ROW * 8, first = threadIdx.x / PER_ROW;
+    uint4 x[COUNT];
 
-        if (t >= from && t < to && c0 + c < rows.dim) {
-            const uint64_t token = slab * SLAB + t;
-            const kivi_cuda_row row = kivi_cuda_find_row(rows, token);
-            bool finite = true;
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) {
+        const uint32_t t = first + i * (THREADS / PER_ROW);
 
-            x = kivi_cuda_load8(row.data, row.type, row.at + c0 + c, &finite);
-            if (!finite)
-                kivi_cuda_report(s, item, (uint32_t)(token - rows.n_old), which);
-        }
-        *(uint4 *)&m.x[t][c] = x;
+        x[i] = make_uint4(0, 0, 0, 0);
+        if (t < from || t >= to || c0 + c >= rows.dim)
+            continue;
+        if (aligned)
+            x[i] = *(const uint4 *)(kivi_cuda_f16_row(rows, slab * SLAB, ring_at, t) + c0 + c);
+        else
+            x[i] = load_any(s, rows, slab * SLAB + t, c0 + c, item, which);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < COUNT; i++) {
+        const uint32_t t = first + i * (THREADS / PER_ROW);
+
+        if (aligned && !kivi_cuda_is_finite8(x[i])) /* so it is new */
+            x[i] = load_any(s, rows, slab * SLAB + t, c0 + c, item, which);
+        *(uint4 *)&m.x[t][c] = x[i];
     }
 }
 
@@ -184,15 +228,15 @@ __device__ uint32_t key_word(const slab_state &m, uint32_t chunk, uint32_t t, ui
     uint32_t word = 0;
 
     if (bits == 2 && quick) {
+        const eight x(&m.x[t][c]), min(&m.single.min[chunk][c]);
+        const eight a(&m.single.above[0][chunk][c]);
+        const eight b(&m.single.above[1][chunk][c]);
+        const eight d(&m.single.above[2][chunk][c]);
         __half2 sum[2];
 
 #pragma unroll
         for (uint32_t j = 0; j < n / 2; j++) {
-            const __half2 x = *(const __half2 *)&m.x[t][c + 2 * j];
-            const __half2 code = codes_of(x, *(const __half2 *)&m.single.min[chunk][c + 2 * j],
-                                          *(const __half2 *)&m.single.above[0][chunk][c + 2 * j],
-                                          *(const __half2 *)&m.single.above[1][chunk][c + 2 * j],
-                                          *(const __half2 *)&m.single.above[2][chunk][c + 2 * j]);
+            const __half2 code = codes_of(x[j], min[j], a[j], b[j], d[j]);
 
             /* Codes 4 i + 0,1 and 4 i + 2,3 stand i codes up in bytes 0,1 and 2,3. */
             sum[j % 2] = j < 2 ? code
@@ -290,15 +334,19 @@ __device__ void value_words(const slab_state &m, uint32_t t, uint32_t c, bool qu
         __half2 sum[4];
 
 #pragma unroll
-        for (uint32_t i = 0; i < n; i++) {
-            const __half2 code = codes_of(
-                *(const __half2 *)&m.x[t + i][c], m.twin.min[chunk][t + i],
-                m.twin.above[0][chunk][t + i], m.twin.above[1][chunk][t + i],
-                m.twin.above[2][chunk][t + i]);
+        for (uint32_t i = 0; i < n; i += 4) {
+            const four min(&m.twin.min[chunk][t + i]), a(&m.twin.above[0][chunk][t + i]);
+            const four b(&m.twin.above[1][chunk][t + i]), d(&m.twin.above[2][chunk][t + i]);
 
-            sum[i % 4] = i < 4 ? code
-                               : __hfma2(code, __half2half2(__float2half((float)(1 << (i / 4 * 2)))),
-                                         sum[i % 4]);
+#pragma unroll
+            for (uint32_t j = 0; j < 4; j++) {
+                const __half2 code =
+                    codes_of(*(const __half2 *)&m.x[t + i + j][c], min[j], a[j], b[j], d[j]);
+
+                sum[j] = i == 0 ? code
+                                : __hfma2(code, __half2half2(__float2half((float)(1 << (i / 2)))),
+                                          sum[j]);
+            }
         }
         word[0] = bytes_of(__lows2half2(sum[0], sum[1]), __lows2half2(sum[2], sum[3]));
         word[1] = bytes_of(__highs2half2(sum[0], sum[1]), __highs2half2(sum[2], sum[3]));

@@ -5,56 +5,65 @@
  *
  * fast_state.cuh has what a warp holds, fast_codes.cuh the products with codes, fast_rows.cuh those with
  * rows of f16, and this the order: units of codes that every row sees in full stream through shared
- * memory in several stages; the others, few, follow one by one.
+ * memory in several stages. What is left, follows one by one: units with rows of f16 or hidden tokens, and
+ * those of codes that were not done, because they have to be done precisely. These have a state of their
+ * own, so that the loop that matters has all registers.
  */
 #ifndef KIVI_CUDA_ATTEND_FAST_CUH
 #define KIVI_CUDA_ATTEND_FAST_CUH
 
 #include "fast_rows.cuh"
 
-/* Adds the results of a block's warps, `stride` floats apart, into the first. */
-__device__ __forceinline__ void kivi_cuda_merge_warps(float *result, uint32_t stride, uint32_t width,
-                                                      uint32_t n_warps)
+/* Units of a warp in one round: those that it left out are bits of the lanes' words. */
+#define KIVI_CUDA_ROUND 1024u
+
+/* The results of a block's warps, `stride` floats apart, become one in `merged`; with `add`, together with
+ * what is there. */
+template <int WARPS>
+__device__ __forceinline__ void kivi_cuda_merge_warps(const float *result, uint32_t stride,
+                                                      uint32_t width, float *merged, bool add)
 {
-    const uint32_t quads = width / 4;
-    const float *units = result + KIVI_CUDA_ROWS * width, *sums = units + KIVI_CUDA_ROWS;
-    float max = 0, sum = 0;
+    const uint32_t unit_at = KIVI_CUDA_ROWS * width, sum_at = unit_at + KIVI_CUDA_ROWS;
+    __shared__ float weight[WARPS + 1][KIVI_CUDA_ROWS];
 
-    for (uint32_t i = threadIdx.x; i < KIVI_CUDA_ROWS * quads; i += blockDim.x) {
-        const uint32_t row = i / quads;
-        float4 x = make_float4(0, 0, 0, 0);
-
-        max = -INFINITY;
-        for (uint32_t w = 0; w < n_warps; w++)
-            if (sums[w * stride + row] > 0)
-                max = fmaxf(max, units[w * stride + row]);
-        for (uint32_t w = 0; w < n_warps; w++) {
-            const float4 y = ((const float4 *)(result + w * stride))[i];
-            const float f = sums[w * stride + row] > 0
-                                ? exp2f(units[w * stride + row] - max)
-                                : 0.0f;
-
-            x.x += y.x * f;
-            x.y += y.y * f;
-            x.z += y.z * f;
-            x.w += y.w * f;
-        }
-        ((float4 *)result)[i] = x;
-    }
     if (threadIdx.x < KIVI_CUDA_ROWS) {
-        max = -INFINITY;
-        for (uint32_t w = 0; w < n_warps; w++)
-            if (sums[w * stride + threadIdx.x] > 0)
-                max = fmaxf(max, units[w * stride + threadIdx.x]);
-        for (uint32_t w = 0; w < n_warps; w++)
-            if (sums[w * stride + threadIdx.x] > 0)
-                sum += sums[w * stride + threadIdx.x]
-                       * exp2f(units[w * stride + threadIdx.x] - max);
+        const uint32_t row = threadIdx.x;
+        float unit[WARPS + 1], sum[WARPS + 1], max = -INFINITY, total = 0;
+
+#pragma unroll
+        for (int w = 0; w <= WARPS; w++) {
+            const float *from = w < WARPS ? result + w * stride : merged;
+
+            sum[w] = w < WARPS || add ? from[sum_at + row] : 0.0f;
+            unit[w] = sum[w] > 0 ? from[unit_at + row] : -INFINITY;
+            max = fmaxf(max, unit[w]);
+        }
+#pragma unroll
+        for (int w = 0; w <= WARPS; w++) {
+            const float f = sum[w] > 0 ? exp2f(unit[w] - max) : 0.0f;
+
+            weight[w][row] = f;
+            total += sum[w] * f;
+        }
+        merged[unit_at + row] = max;
+        merged[sum_at + row] = total;
     }
     __syncthreads();
-    if (threadIdx.x < KIVI_CUDA_ROWS) {
-        result[KIVI_CUDA_ROWS * width + threadIdx.x] = max;
-        result[KIVI_CUDA_ROWS * (width + 1) + threadIdx.x] = sum;
+    for (uint32_t i = threadIdx.x; i < unit_at / 4; i += blockDim.x) {
+        float4 x = add ? ((float4 *)merged)[i] : make_float4(0, 0, 0, 0);
+        const uint32_t row = i / (width / 4);
+        const float keep = weight[WARPS][row];
+
+        x = make_float4(x.x * keep, x.y * keep, x.z * keep, x.w * keep);
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            const float4 y = ((const float4 *)(result + w * stride))[i];
+            const float f = weight[w][row];
+
+            x = make_float4(fmaf(y.x, f, x.x), fmaf(y.y, f, x.y), fmaf(y.z, f, x.z),
+                            fmaf(y.w, f, x.w));
+        }
+        ((float4 *)merged)[i] = x;
     }
     __syncthreads();
 }
@@ -66,8 +75,9 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
     static constexpr int WARPS = 16 * BYTES <= 98304 ? 8 : 4;
     static constexpr int ROOM = 92160 / WARPS / BYTES;
     static constexpr int STAGES = ROOM > 3 ? 3 : ROOM;
-    static constexpr int WARP_BYTES = STAGES * BYTES > RESULT ? STAGES * BYTES
-                                                              : (RESULT + 127) / 128 * 128;
+    /* Stages; when they are done, the unit at hand and the result. */
+    static constexpr int LAST = (BYTES + RESULT + 127) / 128 * 128;
+    static constexpr int WARP_BYTES = STAGES * BYTES > LAST ? STAGES * BYTES : LAST;
     static constexpr int THREADS = 32 * WARPS, BLOCKS = 16 / WARPS; /* of an SM, at least */
 };
 
@@ -94,6 +104,80 @@ __device__ __forceinline__ kivi_cuda_plain kivi_cuda_find_plain(const kivi_cuda_
     return plain;
 }
 
+/* A warp's part of a round: its units of plain.begin + warp, + WARPS, ... */
+template <class shape, bool precise, class F>
+__device__ __forceinline__ uint32_t kivi_cuda_stream(F &f, unsigned char *mine, uint32_t next,
+                                                     uint32_t end)
+{
+    const uint32_t per_page = f.s.page_tokens / KIVI_CUDA_UNIT, lane = f.lane;
+    unsigned char *const *pages = kivi_cuda_pages(f.s, f.item);
+    uint32_t page = next / per_page, at = next % per_page, stage = 0, left_out = 0;
+    const uint32_t n = next < end ? (end - next + shape::WARPS - 1) / shape::WARPS : 0;
+    const auto fetch = [&](uint32_t slot) {
+        if (next < end)
+            kivi_cuda_fetch(f, mine + slot * F::BYTES, pages[page], at, true, true);
+        kivi_cuda_copy_commit();
+        next += shape::WARPS;
+        for (at += shape::WARPS; at >= per_page; at -= per_page)
+            page++;
+    };
+
+    for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
+        fetch(i);
+    f.take_queries();
+    for (uint32_t i = 0; i < n; i++) {
+        kivi_cuda_copy_wait<shape::STAGES - 2>();
+        __syncwarp();
+        fetch(stage == 0 ? shape::STAGES - 1 : stage - 1);
+        if (!kivi_cuda_plain_unit<precise>(f, mine + stage * F::BYTES) && lane == i / 32)
+            left_out |= 1u << i % 32;
+        stage = stage + 1 < shape::STAGES ? stage + 1 : 0;
+    }
+    kivi_cuda_copy_wait<0>();
+    __syncwarp();
+    return left_out;
+}
+
+/* One unit after the other: those that the stream left out, then the edges from number `edge` on. */
+template <class shape, class F>
+__device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine, uint32_t left_out,
+                                                  uint32_t first, uint32_t edge, uint32_t n_edges,
+                                                  const kivi_cuda_segment &segment,
+                                                  const kivi_cuda_plain &plain)
+{
+    const uint32_t per_page = f.s.page_tokens / KIVI_CUDA_UNIT;
+    const uint32_t before = plain.begin - segment.begin;
+    unsigned char *const *pages = kivi_cuda_pages(f.s, f.item);
+    uint32_t word = 0, bits = __shfl_sync(0xffffffffu, left_out, 0);
+
+    f.take_queries();
+    for (;;) {
+        uint32_t u;
+
+        while (bits == 0 && word < 31)
+            bits = __shfl_sync(0xffffffffu, left_out, ++word);
+        if (bits) {
+            u = first + (32 * word + __ffs(bits) - 1) * shape::WARPS;
+            bits &= bits - 1;
+        } else if (edge < n_edges) {
+            u = edge < before ? segment.begin + edge : plain.end + (edge - before);
+            edge += shape::WARPS;
+        } else {
+            break;
+        }
+        const bool keys = (uint64_t)u * KIVI_CUDA_UNIT < f.item.k_packed;
+        const bool values = (uint64_t)u * KIVI_CUDA_UNIT < f.item.v_packed;
+
+        __syncwarp();
+        if (keys || values)
+            kivi_cuda_fetch(f, mine, pages[u / per_page], u % per_page, keys, values);
+        kivi_cuda_copy_commit();
+        kivi_cuda_copy_wait<0>();
+        __syncwarp();
+        kivi_cuda_any_unit(f, mine, u, keys, values);
+    }
+}
+
 template <int D, int KB, int VB, bool precise>
 __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
                                   kivi_cuda_fast_shape<D, KB, VB>::BLOCKS)
@@ -101,71 +185,50 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
 {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
     using fast = kivi_cuda_fast<D, KB, VB>;
+    constexpr uint32_t ROUND = KIVI_CUDA_ROUND * shape::WARPS;
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ kivi_cuda_queries<D> queries;
-    const uint32_t warp = threadIdx.x / 32, per_page = s.page_tokens / KIVI_CUDA_UNIT;
+    __shared__ __align__(16) float merged[shape::RESULT / 4];
+    const uint32_t warp = threadIdx.x / 32;
     unsigned char *mine = shared + warp * shape::WARP_BYTES;
     kivi_cuda_cursor cursor = kivi_cuda_first(s, blockIdx.x);
     kivi_cuda_segment segment;
 
     while (kivi_cuda_next(s, cursor, segment)) {
-        fast f(s, segment, queries);
-        const kivi_cuda_plain plain = kivi_cuda_find_plain(s, f.item, segment);
-        unsigned char *const *pages = kivi_cuda_pages(s, f.item);
-        const uint32_t n_plain = plain.end - plain.begin;
-        const uint32_t n_edges = segment.end - segment.begin - n_plain;
-        uint32_t next = plain.begin + warp; /* to fetch */
-        uint32_t page = next / per_page, at = next % per_page;
-        uint32_t stage = 0;
-        const auto fetch = [&](uint32_t slot) {
-            if (next < plain.end)
-                kivi_cuda_fetch(f, mine + slot * fast::BYTES, pages[page], at, true, true);
-            kivi_cuda_copy_commit();
-            next += shape::WARPS;
-            for (at += shape::WARPS; at >= per_page; at -= per_page)
-                page++;
-        };
+        const kivi_cuda_item &item = kivi_cuda_items(s)[segment.item];
+        const kivi_cuda_plain plain = kivi_cuda_find_plain(s, item, segment);
+        const uint32_t n_edges = segment.end - segment.begin - (plain.end - plain.begin);
+        uint32_t begin = plain.begin, end;
 
-        for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
-            fetch(i);
         kivi_cuda_load_queries<D, KB>(s, segment, queries);
         __syncthreads();
-        f.take_queries();
-        for (uint32_t u = plain.begin + warp; u < plain.end; u += shape::WARPS) {
-            const unsigned char *unit = mine + stage * fast::BYTES;
-            float score[4][2];
+        do { /* a round; nearly always the only one */
+            end = plain.end - begin < ROUND ? plain.end : begin + ROUND;
+            const bool last = end == plain.end;
+            /* The warps that have had one unit less begin with the edges. */
+            const uint32_t edge = (warp + shape::WARPS - (end - begin) % shape::WARPS) % shape::WARPS;
+            uint32_t left_out;
 
-            kivi_cuda_copy_wait<shape::STAGES - 2>();
-            __syncwarp();
-            fetch(stage == 0 ? shape::STAGES - 1 : stage - 1);
-            kivi_cuda_scores<precise>(f, unit, score);
-            f.template weigh<precise>(u, score, true);
-            kivi_cuda_sum_rest<precise>(f, unit, true, NULL);
-            kivi_cuda_sum_codes<precise>(f, unit, NULL);
-            stage = stage + 1 < shape::STAGES ? stage + 1 : 0;
-        }
-        /* The warps that have had one unit less begin with the rest. */
-        for (uint32_t i = (warp + shape::WARPS - n_plain % shape::WARPS) % shape::WARPS; i < n_edges;
-             i += shape::WARPS) {
-            const uint32_t before = plain.begin - segment.begin;
-            const uint32_t u = i < before ? segment.begin + i : plain.end + (i - before);
-            const bool keys = (uint64_t)u * KIVI_CUDA_UNIT < f.item.k_packed;
-            const bool values = (uint64_t)u * KIVI_CUDA_UNIT < f.item.v_packed;
+            {
+                fast f(s, item, segment, queries);
 
-            __syncwarp();
-            if (keys || values)
-                kivi_cuda_fetch(f, mine, pages[u / per_page], u % per_page, keys, values);
-            kivi_cuda_copy_commit();
-            kivi_cuda_copy_wait<0>();
-            __syncwarp();
-            kivi_cuda_edge(f, mine, u, keys, values);
-        }
-        kivi_cuda_copy_wait<0>();
-        __syncwarp();
-        f.store((float *)mine);
-        __syncthreads();
-        kivi_cuda_merge_warps((float *)shared, shape::WARP_BYTES / 4, D, shape::WARPS);
-        kivi_cuda_finish(s, segment, (float *)shared, D);
+                left_out = kivi_cuda_stream<shape, precise>(f, mine, begin + warp, end);
+                f.store((float *)(mine + fast::BYTES), false);
+            }
+            if ((last && edge < n_edges) || __any_sync(0xffffffffu, left_out)) {
+                fast f(s, item, segment, queries);
+
+                kivi_cuda_trickle<shape>(f, mine, left_out, begin + warp, last ? edge : n_edges,
+                                         n_edges, segment, plain);
+                f.store((float *)(mine + fast::BYTES), true);
+            }
+            __syncthreads();
+            kivi_cuda_merge_warps<shape::WARPS>((float *)(shared + fast::BYTES),
+                                                shape::WARP_BYTES / 4, D, merged,
+                                                begin != plain.begin);
+            begin = end;
+        } while (end < plain.end);
+        kivi_cuda_finish(s, segment, merged, D);
         __syncthreads();
     }
 }

@@ -11,8 +11,10 @@
  *   output   channels x tokens times tokens x rows. Lane 4 g + t holds channels 4 g .. 4 g + 3 of each
  *            32 and tokens 8 t .. 8 t + 7.
  *
- * "precise": the folded operand is a sum of two f16 numbers, and scales are taken times a power of 2 that
- * makes the largest of the block about as large as f16 allows.
+ * "precise": the folded operand is a sum of two f16 numbers, scales are taken times a power of 2 that makes
+ * the largest of the block about as large as f16 allows, and codes times 2^15. A tensor core aligns its
+ * products by the exponents of their factors, and a subnormal factor does not tell how small it is: of such a
+ * product 14 bits remain.
  */
 #ifndef KIVI_CUDA_FAST_CODES_CUH
 #define KIVI_CUDA_FAST_CODES_CUH
@@ -20,7 +22,7 @@
 #include "fast_state.cuh"
 
 /* A score of one f16 is off by about 2^-12 of the root of the sum of its squared terms. Beyond this, that
- * would show in the weights: the unit is done again, precisely. */
+ * would show in the weights: the unit is left for later, and done precisely. */
 #define KIVI_CUDA_LARGE_SCORE 48.0f
 
 /* n registers from shared memory. */
@@ -45,19 +47,24 @@ __device__ __forceinline__ void kivi_cuda_load_pairs(uint32_t x[n], const unsign
     }
 }
 
-/* The largest of n f16 numbers, none below 0 and n at most 128: its bits. */
-__device__ __forceinline__ uint32_t kivi_cuda_largest(const unsigned char *scales, uint32_t n)
+/* The largest of the lane's share, four, of n f16 numbers, none below 0 and n at most 128: its bits. */
+__device__ __forceinline__ uint32_t kivi_cuda_own_largest(const unsigned char *scales, uint32_t n)
 {
     const uint32_t lane = threadIdx.x % 32;
-    uint32_t x = 0;
+    uint32_t x;
 
-    if (lane * 4 < n) {
-        const uint2 v = *(const uint2 *)(scales + lane * 8);
+    if (lane * 4 >= n)
+        return 0;
+    const uint2 v = *(const uint2 *)(scales + lane * 8);
 
-        x = __vmaxu2(v.x, v.y);
-        x = __vmaxu2(x, x >> 16) & 0xffffu;
-    }
-    return __reduce_max_sync(0xffffffffu, x);
+    x = kivi_cuda_bits(__hmax2(kivi_cuda_half2(v.x), kivi_cuda_half2(v.y)));
+    return max(x & 0xffffu, x >> 16);
+}
+
+/* Of all n. */
+__device__ __forceinline__ uint32_t kivi_cuda_largest(const unsigned char *scales, uint32_t n)
+{
+    return __reduce_max_sync(0xffffffffu, kivi_cuda_own_largest(scales, n));
 }
 
 /* k such that 2^k times an f16 of these bits has exponent `exponent`, as far as 2^k is an f16 itself. */
@@ -67,6 +74,8 @@ __device__ __forceinline__ int kivi_cuda_raise(uint32_t bits, int exponent)
 
     return k > 15 ? 15 : k < -14 ? -14 : k;
 }
+
+#define KIVI_CUDA_CODE_UP 0x78007800u /* 2^15 twice: makes codes normal numbers */
 
 /* 2^k twice, as f16. */
 __device__ __forceinline__ uint32_t kivi_cuda_power2(int k)
@@ -200,9 +209,15 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
             }
 #pragma unroll
             for (int m = 0; m < 2; m++) {
-                const uint32_t c0 = y[2 * m][0] & mask, c1 = y[2 * m + 1][0] & mask;
-                const uint32_t c2 = y[2 * m][1] & mask, c3 = y[2 * m + 1][1] & mask;
+                uint32_t c0 = y[2 * m][0] & mask, c1 = y[2 * m + 1][0] & mask;
+                uint32_t c2 = y[2 * m][1] & mask, c3 = y[2 * m + 1][1] & mask;
 
+                if (precise) {
+                    c0 = kivi_cuda_mul2(c0, KIVI_CUDA_CODE_UP);
+                    c1 = kivi_cuda_mul2(c1, KIVI_CUDA_CODE_UP);
+                    c2 = kivi_cuda_mul2(c2, KIVI_CUDA_CODE_UP);
+                    c3 = kivi_cuda_mul2(c3, KIVI_CUDA_CODE_UP);
+                }
                 kivi_cuda_mma(sum[m], c0, c1, c2, c3, a, b);
                 if (precise)
                     kivi_cuda_mma(sum[m], c0, c1, c2, c3, a_low, b_low);
@@ -211,12 +226,13 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
     }
 }
 
+/* score[i][j]: token 4 g + i, row 2 t + j, base 2 unless there is a soft cap. */
 template <class F>
 __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
-                                                         uint32_t largest, float score[4][2])
+                                                         float score[4][2])
 {
-    const int k = kivi_cuda_raise(largest, 11);
-    const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - k) << 23);
+    const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM), 11);
+    const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
     float sum[2][4] = {}, bias[2];
     uint32_t q_low[F::QR];
 
@@ -231,35 +247,39 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
                                                bias[i % 2]);
 }
 
-/* score[i][j]: token 4 g + i, row 2 t + j, base 2 unless there is a soft cap. */
-template <bool precise, class F>
-__device__ __forceinline__ void kivi_cuda_scores(const F &f, const unsigned char *shared,
-                                                 float score[4][2])
+/* Whether a unit's scales keep quick operands in f16's normal range: queries are below 16, weights at most
+ * 2^14. */
+template <class F>
+__device__ __forceinline__ bool kivi_cuda_is_usual(const F &f, const unsigned char *shared)
 {
-    const uint32_t largest = kivi_cuda_largest(shared + F::K_SCALES, F::DIM);
+    const uint32_t k = kivi_cuda_own_largest(shared + F::K_SCALES, F::DIM);
+    const uint32_t v = kivi_cuda_own_largest(shared + F::V_SCALES, f.s.v.n_groups * 32);
 
-    if (!precise) {
-        /* Queries are below 16: times scales from 2^-8 to 4090 they keep to f16's normal range. */
-        const bool usual = largest >= 0x1c00u && largest <= 0x6bfdu;
-        float sum[2][4] = {}, bias[2], top;
+    return __all_sync(0xffffffffu, k <= 0x6bfdu && v < 0x4400u)           /* 4090 and 4 */
+           && __any_sync(0xffffffffu, k >= 0x1c00u)                       /* 2^-8 */
+           && __any_sync(0xffffffffu, v >= 0x1000u);                      /* 2^-11 */
+}
 
-        kivi_cuda_bias<false>(f, shared, NULL, bias);
-        kivi_cuda_dot_codes<false>(f, shared, NULL, 0, sum);
-        top = fmaxf(fabsf(bias[0]), fabsf(bias[1]));
+/* The same scores in one f16 to an operand; false if they are so large that this would show. */
+template <class F>
+__device__ __forceinline__ bool kivi_cuda_quick_scores(const F &f, const unsigned char *shared,
+                                                       float score[4][2])
+{
+    float sum[2][4] = {}, bias[2], top;
+
+    kivi_cuda_bias<false>(f, shared, NULL, bias);
+    kivi_cuda_dot_codes<false>(f, shared, NULL, 0, sum);
+    top = fmaxf(fabsf(bias[0]), fabsf(bias[1]));
 #pragma unroll
-        for (int m = 0; m < 2; m++)
+    for (int m = 0; m < 2; m++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float part = sum[m][i] * (0x1p24f * f.from_q[i % 2]);
+        for (int i = 0; i < 4; i++) {
+            const float part = sum[m][i] * (0x1p24f * f.from_q[i % 2]);
 
-                top = fmaxf(top, part); /* scales are not below 0, the query may be: */
-                top = fmaxf(top, -part);
-                score[2 * m + i / 2][i % 2] = part + bias[i % 2];
-            }
-        if (usual && __all_sync(0xffffffffu, top <= KIVI_CUDA_LARGE_SCORE))
-            return;
-    }
-    kivi_cuda_precise_scores(f, shared, largest, score);
+            top = fmaxf(top, fabsf(part));
+            score[2 * m + i / 2][i % 2] = part + bias[i % 2];
+        }
+    return __all_sync(0xffffffffu, top <= KIVI_CUDA_LARGE_SCORE);
 }
 
 /* ------------------------------------------------------------------ output */
@@ -334,8 +354,8 @@ __device__ __forceinline__ void kivi_cuda_value_codes(const F &f, const unsigned
     }
 }
 
-/* The codes' part, of weights w; times 2^-k of what `power` is 2^k of, if that is asked for. */
-template <bool precise, bool powered, class F>
+/* The codes' part, of weights w. Precise: times 2^-k of what `power` is 2^k of. */
+template <bool precise, class F>
 __device__ __forceinline__ void kivi_cuda_sum_products(F &f, const unsigned char *shared,
                                                        const uint32_t w[4], const uint32_t w_low[4],
                                                        uint32_t power, float down)
@@ -349,17 +369,22 @@ __device__ __forceinline__ void kivi_cuda_sum_products(F &f, const unsigned char
         kivi_cuda_load_pairs<4>(scale, scales);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            if (powered)
+            if (precise)
                 scale[k] = kivi_cuda_mul2(scale[k], power);
             b[k] = kivi_cuda_mul2(w[k], scale[k]);
             if (precise)
                 b_low[k] = kivi_cuda_low2(w[k], scale[k], b[k], w_low[k]);
         }
         kivi_cuda_value_codes(f, shared, i, y);
+        if (precise)
+#pragma unroll
+            for (int k = 0; k < 16; k++)
+                y[k / 8][k / 2 % 4][k % 2] =
+                    kivi_cuda_mul2(y[k / 8][k / 2 % 4][k % 2], KIVI_CUDA_CODE_UP);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
             float part[4] = {0, 0, 0, 0};
-            float *to = powered ? part : f.out[2 * i + m];
+            float *to = precise ? part : f.out[2 * i + m];
 
 #pragma unroll
             for (int k = 0; k < 2; k++) {
@@ -370,7 +395,7 @@ __device__ __forceinline__ void kivi_cuda_sum_products(F &f, const unsigned char
                 if (precise)
                     kivi_cuda_mma(to, c0, c1, c2, c3, b_low[2 * k], b_low[2 * k + 1]);
             }
-            if (powered)
+            if (precise)
 #pragma unroll
                 for (int j = 0; j < 4; j++)
                     f.out[2 * i + m][j] = fmaf(part[j], down, f.out[2 * i + m][j]);
@@ -382,7 +407,6 @@ template <bool precise, class F>
 __device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *shared,
                                                     const uint32_t *keep)
 {
-    const uint32_t largest = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32);
     uint32_t w[4], w_low[4];
 
 #pragma unroll
@@ -400,15 +424,33 @@ __device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *s
             if (precise)
                 w_low[k] = kivi_cuda_mul2(w_low[k], down);
         }
-    /* Weights are at most 2^14: times scales below 4 they are in f16. */
-    if (!precise && largest < 0x4400u && largest >= 0x1000u) {
-        kivi_cuda_sum_products<false, false>(f, shared, w, w_low, 0, 1.0f);
-    } else {
+    if (precise) {
+        const uint32_t largest = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32);
         const int k = kivi_cuda_raise(largest, 0);
 
-        kivi_cuda_sum_products<precise, true>(f, shared, w, w_low, kivi_cuda_power2(k),
-                                              __uint_as_float((uint32_t)(127 - k) << 23));
+        kivi_cuda_sum_products<true>(f, shared, w, w_low, kivi_cuda_power2(k),
+                                     __uint_as_float((uint32_t)(127 - 15 - k) << 23));
+    } else {
+        kivi_cuda_sum_products<false>(f, shared, w, w_low, 0, 1.0f);
     }
+}
+
+/* A unit of codes that every row sees in full. False: it is to be done precisely, and nothing has
+ * changed. */
+template <bool precise, class F>
+__device__ __forceinline__ bool kivi_cuda_plain_unit(F &f, const unsigned char *shared)
+{
+    float score[4][2];
+
+    if (precise)
+        kivi_cuda_precise_scores(f, shared, score);
+    else if (!kivi_cuda_is_usual(f, shared) || !kivi_cuda_quick_scores(f, shared, score))
+        return false;
+    f.cap(score);
+    f.template weigh<precise>(score);
+    kivi_cuda_sum_rest<precise>(f, shared, true, NULL);
+    kivi_cuda_sum_codes<precise>(f, shared, NULL);
+    return true;
 }
 
 #endif

@@ -8,32 +8,6 @@
 
 #include "fast_codes.cuh"
 
-/* Whether every row of a unit can be read as aligned f16: all but new tokens of another type or
- * stride. */
-__device__ __forceinline__ bool kivi_cuda_rows_are_f16(const kivi_cuda_rows &r, uint32_t u)
-{
-    return ((uint64_t)u + 1) * KIVI_CUDA_UNIT <= r.n_old
-           || (r.type == KIVI_F16
-               && ((uintptr_t)r.fresh % 16 | (r.fresh_token % 8) | (r.fresh_at % 8)) == 0);
-}
-
-/* Row of token first + i, i below KIVI_CUDA_UNIT, if it is one of aligned f16; NULL if there is none. `at`
- * is first modulo the ring's length, which is not less than a unit's. */
-__device__ __forceinline__ const __half *kivi_cuda_f16_row(const kivi_cuda_rows &r, uint64_t first,
-                                                           uint32_t at, uint32_t i)
-{
-    const uint64_t token = first + i;
-
-    if (!kivi_cuda_is_row(r, token))
-        return NULL;
-    if (token >= r.n_old)
-        return (const __half *)r.fresh + (int64_t)(token - r.n_old) * r.fresh_token + r.fresh_at;
-    if (token < r.packed)
-        return (const __half *)r.sink + token * r.dim;
-    at += i;
-    return (const __half *)r.ring + (size_t)(at < r.ring_length ? at : at - r.ring_length) * r.dim;
-}
-
 /* Channels c .. c + 3 of a row; zeros if there is none. */
 __device__ __forceinline__ uint2 kivi_cuda_row4(const kivi_cuda_row &row, uint32_t c)
 {
@@ -165,9 +139,9 @@ __device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const kivi_cuda_rows &r
     }
 }
 
-/* A unit of any kind, whose codes are in shared memory, if it has any. */
+/* A unit of any kind, precisely; its codes are in shared memory, if it has any. */
 template <class F>
-__device__ __forceinline__ void kivi_cuda_edge(F &f, const unsigned char *shared, uint32_t u,
+__device__ __forceinline__ void kivi_cuda_any_unit(F &f, const unsigned char *shared, uint32_t u,
                                                bool key_codes, bool value_codes)
 {
     const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT, end = unit + KIVI_CUDA_UNIT;
@@ -175,16 +149,18 @@ __device__ __forceinline__ void kivi_cuda_edge(F &f, const unsigned char *shared
     uint32_t keep[4];
 
     if (key_codes)
-        kivi_cuda_scores<true>(f, shared, score);
+        kivi_cuda_precise_scores(f, shared, score);
     if (end > f.item.k_packed || unit < f.s.n_sink) {
         const kivi_cuda_rows rows = kivi_cuda_key_rows(f.s, f.item, f.head);
 
-        if (kivi_cuda_rows_are_f16(rows, u))
+        if (kivi_cuda_rows_are_f16(rows, end))
             kivi_cuda_score_rows<true>(f, rows, u, score);
         else
             kivi_cuda_score_rows<false>(f, rows, u, score);
     }
-    f.template weigh<true>(u, score, false);
+    f.cap(score);
+    f.hide(u, score);
+    f.template weigh<true>(score);
     kivi_cuda_row_mask(f, u, keep);
     kivi_cuda_sum_rest<true>(f, shared, value_codes, keep);
     if (value_codes)
@@ -192,7 +168,7 @@ __device__ __forceinline__ void kivi_cuda_edge(F &f, const unsigned char *shared
     if (end > f.item.v_packed || unit < f.s.n_sink) {
         const kivi_cuda_rows rows = kivi_cuda_value_rows(f.s, f.item, f.head);
 
-        if (kivi_cuda_rows_are_f16(rows, u))
+        if (kivi_cuda_rows_are_f16(rows, end))
             kivi_cuda_sum_rows<true>(f, rows, u, keep);
         else
             kivi_cuda_sum_rows<false>(f, rows, u, keep);

@@ -46,10 +46,10 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     uint32_t p[4], p_low[4];  /* row g: weights of tokens 8 t + 0,1; 2,3; 4,5; 6,7; what they lost */
 
     __device__ __forceinline__ kivi_cuda_fast(const kivi_cuda_step &step,
+                                              const kivi_cuda_item &at,
                                               const kivi_cuda_segment &segment,
                                               const kivi_cuda_queries<D> &from)
-        : s(step), item(kivi_cuda_items(step)[segment.item]), queries(from), head(segment.head),
-          tile(segment.tile)
+        : s(step), item(at), queries(from), head(segment.head), tile(segment.tile)
     {
         lane = threadIdx.x % 32;
         g = lane / 4;
@@ -89,21 +89,26 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
         }
     }
 
-    /* Scores, base 2 unless there is a soft cap, to weights in `p`. score[i][j] is that of token 4 g + i
-     * of unit u and row 2 t + j. `plain`: all rows see all tokens of the unit. */
-    template <bool precise>
-    __device__ __forceinline__ void weigh(uint32_t u, float score[4][2], bool plain)
+    /* The soft cap, if there is one: cap * tanh(score / cap), base 2. tanh x = 1 - 2 / (1 + e^2x). */
+    __device__ __forceinline__ void cap(float score[4][2]) const
+    {
+        const float to = s.softcap * 1.44269504f, from = 2.0f * 1.44269504f / s.softcap;
+
+        if (!(s.softcap > 0))
+            return;
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                score[i][j] =
+                    fmaf(-2.0f * to, kivi_cuda_inverse(1.0f + kivi_cuda_exp2(score[i][j] * from)), to);
+    }
+
+    /* Scores, base 2, to weights in `p`. score[i][j] is that of token 4 g + i and row 2 t + j. */
+    template <bool precise> __device__ __forceinline__ void weigh(float score[4][2])
     {
         float max[2];
 
-        if (s.softcap > 0)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int j = 0; j < 2; j++)
-                    score[i][j] = s.softcap * 1.44269504f * tanhf(score[i][j] / s.softcap);
-        if (!plain)
-            hide(u, score);
 #pragma unroll
         for (int j = 0; j < 2; j++)
             max[j] = fmaxf(fmaxf(score[0][j], score[1][j]), fmaxf(score[2][j], score[3][j]));
@@ -132,7 +137,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
             regroup(p_low);
     }
 
-    /* Takes out what a row does not see. */
+    /* Takes out what a row does not see of unit u. */
     __device__ __forceinline__ void hide(uint32_t u, float score[4][2]) const
     {
 #pragma unroll
@@ -187,11 +192,25 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
             rest[j] *= shrink[j % 2];
     }
 
-    /* This warp's result: [rows][D] outputs, then unit and sum of each row. */
-    __device__ __forceinline__ void store(float *result) const
+    /* This warp's result, [rows][D] outputs, then unit and sum of each row; with `add`, together with what is
+     * there. A lane touches the same outputs every time. */
+    __device__ __forceinline__ void store(float *result, bool add) const
     {
-        const float down = 0x1p-11f;
+        float *units = result + KIVI_CUDA_ROWS * D + 2 * t, *sums = units + KIVI_CUDA_ROWS;
+        float keep[2] = {0, 0}, down[2] = {0x1p-11f, 0x1p-11f}, max[2], sum[2];
 
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            max[j] = unit[j];
+            sum[j] = __shfl_sync(0xffffffffu, rest[j], 28 + t) * 0x1p-11f;
+            if (add && sums[j] > 0) {
+                max[j] = sum[j] > 0 ? fmaxf(unit[j], units[j]) : units[j];
+                keep[j] = kivi_cuda_exp2(units[j] - max[j]);
+                down[j] *= sum[j] > 0 ? kivi_cuda_exp2(unit[j] - max[j]) : 0.0f;
+                sum[j] = fmaf(sums[j], keep[j], down[j] * 0x1p11f * sum[j]);
+            }
+        }
+        __syncwarp();
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) {
             const uint32_t from = ((uint32_t)i >> group_shift) * 4 + t;
@@ -201,19 +220,25 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
                 const float b = __shfl_sync(0xffffffffu, rest[j], from);
 
 #pragma unroll
-                for (int m = 0; m < 2; m++)
-                    *(float2 *)&result[(2 * t + j) * D + 32 * i + 4 * g + 2 * m] =
-                        make_float2(fmaf(out[2 * i + m][j], 0x1p24f, b) * down,
-                                    fmaf(out[2 * i + m][j + 2], 0x1p24f, b) * down);
+                for (int m = 0; m < 2; m++) {
+                    float2 *to = (float2 *)&result[(2 * t + j) * D + 32 * i + 4 * g + 2 * m];
+                    float2 x = make_float2(fmaf(out[2 * i + m][j], 0x1p24f, b) * down[j],
+                                           fmaf(out[2 * i + m][j + 2], 0x1p24f, b) * down[j]);
+
+                    if (add) {
+                        x.x = fmaf(to->x, keep[j], x.x);
+                        x.y = fmaf(to->y, keep[j], x.y);
+                    }
+                    *to = x;
+                }
             }
         }
-        if (g == 7) {
+        if (g == 7)
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                result[KIVI_CUDA_ROWS * D + 2 * t + j] = unit[j];
-                result[KIVI_CUDA_ROWS * (D + 1) + 2 * t + j] = rest[j] * down;
+                units[j] = max[j];
+                sums[j] = sum[j];
             }
-        }
     }
 };
 

@@ -38,6 +38,14 @@ __device__ __forceinline__ float kivi_cuda_exp2(float x)
     return y;
 }
 
+__device__ __forceinline__ float kivi_cuda_inverse(float x)
+{
+    float y;
+
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ uint32_t kivi_cuda_bits(__half2 x)
 {
     return *reinterpret_cast<uint32_t *>(&x);

@@ -186,6 +186,72 @@ __device__ __forceinline__ float kivi_cuda_close(const kivi_cuda_step &s, const 
     return factor;
 }
 
+/* Part number j of those that share a task; each leaves the task that it begins in its second place, one
+ * that it goes on with in its first. */
+__device__ __forceinline__ float *kivi_cuda_partial(const kivi_cuda_step &s,
+                                                          const kivi_cuda_segment &g, uint32_t j,
+                                                          size_t size)
+{
+    return s.partials + (2 * (size_t)(g.first_part + j) + (j == 0)) * size;
+}
+
+/* Merges the partial results of all parts into `result`, in shared memory, 32 parts at a time: a warp finds
+ * what the parts of a row count, then all threads add their outputs. */
+__device__ __forceinline__ void kivi_cuda_merge_parts(const kivi_cuda_step &s,
+                                                      const kivi_cuda_segment &g, uint32_t n_parts,
+                                                      uint32_t n_rows, float *result, uint32_t width)
+{
+    const uint32_t quads = width / 4, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
+    const size_t size = kivi_cuda_partial_floats(width);
+    float *units = result + KIVI_CUDA_ROWS * width, *sums = units + KIVI_CUDA_ROWS;
+    __shared__ float weight[KIVI_CUDA_ROWS][32], keep[KIVI_CUDA_ROWS];
+
+    for (uint32_t from = 0; from < n_parts; from += 32) {
+        const uint32_t n = n_parts - from < 32 ? n_parts - from : 32;
+
+        __syncthreads();
+        for (uint32_t row = threadIdx.x / 32; row < n_rows; row += n_warps) {
+            const float *p = kivi_cuda_partial(s, g, from + (lane < n ? lane : 0), size)
+                             + KIVI_CUDA_ROWS * width + row;
+            const float unit = __ldcg(p), sum = lane < n ? __ldcg(p + KIVI_CUDA_ROWS) : 0.0f;
+            const float old = from && sums[row] > 0 ? units[row] : -INFINITY;
+            float max = sum > 0 ? unit : -INFINITY, total;
+
+            for (int i = 16; i > 0; i /= 2)
+                max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
+            max = fmaxf(max, old);
+            weight[row][lane] = sum > 0 ? exp2f(unit - max) : 0.0f;
+            total = sum * weight[row][lane];
+            for (int i = 16; i > 0; i /= 2)
+                total += __shfl_xor_sync(0xffffffffu, total, i);
+            __syncwarp();
+            if (lane == 0) {
+                keep[row] = old > -INFINITY ? exp2f(old - max) : 0.0f;
+                sums[row] = from ? fmaf(sums[row], keep[row], total) : total;
+                units[row] = max;
+            }
+        }
+        __syncthreads();
+        for (uint32_t i = threadIdx.x; i < n_rows * quads; i += blockDim.x) {
+            const uint32_t row = i / quads;
+            float4 x = from ? ((float4 *)result)[i] : make_float4(0, 0, 0, 0);
+
+            x = make_float4(x.x * keep[row], x.y * keep[row], x.z * keep[row], x.w * keep[row]);
+#pragma unroll 8
+            for (uint32_t j = 0; j < n; j++) {
+                const float4 y =
+                    __ldcg((const float4 *)kivi_cuda_partial(s, g, from + j, size) + i);
+                const float f = weight[row][j];
+
+                x = make_float4(fmaf(y.x, f, x.x), fmaf(y.y, f, x.y), fmaf(y.z, f, x.z),
+                                fmaf(y.w, f, x.w));
+            }
+            ((float4 *)result)[i] = x;
+        }
+    }
+    __syncthreads();
+}
+
 /*
  * The end of a segment, by all threads of the block: `result` in shared memory is
  * [KIVI_CUDA_ROWS][width], then max and sum of each row. Writes the rows if the part did the whole
@@ -196,13 +262,12 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const 
 {
     const kivi_cuda_item &item = kivi_cuda_items(s)[g.item];
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile), quads = width / 4;
-    const uint32_t part = blockIdx.x, n_parts = g.last_part - g.first_part + 1;
-    const size_t size = kivi_cuda_partial_floats(width);
+    const uint32_t n_parts = g.last_part - g.first_part + 1;
     __shared__ uint32_t turn;
-    const float *first = NULL, *rest = NULL;
 
     if (n_parts > 1) {
-        float *mine = s.partials + (2 * (size_t)part + (part == g.first_part)) * size;
+        const size_t size = kivi_cuda_partial_floats(width);
+        float *mine = kivi_cuda_partial(s, g, blockIdx.x - g.first_part, size);
 
         for (uint32_t i = threadIdx.x; i < size / 4; i += blockDim.x)
             ((float4 *)mine)[i] = ((const float4 *)result)[i];
@@ -217,44 +282,20 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const 
         if (turn != n_parts - 1)
             return;
         __threadfence();
-        first = s.partials + (2 * (size_t)g.first_part + 1) * size;
-        rest = s.partials + 2 * (size_t)(g.first_part + 1) * size;
+        kivi_cuda_merge_parts(s, g, n_parts, n_rows, result, width);
     }
     for (uint32_t i = threadIdx.x; i < n_rows * quads; i += blockDim.x) {
         const uint32_t row = i / quads, c = i % quads * 4;
         const uint32_t line = g.tile * KIVI_CUDA_ROWS + row;
         const uint32_t token = line / s.heads_per_kv;
         const uint32_t head = g.head * s.heads_per_kv + line % s.heads_per_kv;
-        const uint32_t max_at = KIVI_CUDA_ROWS * width + row, sum_at = max_at + KIVI_CUDA_ROWS;
-        float4 x = ((const float4 *)result)[row * quads + i % quads];
-        float max = result[max_at], sum = result[sum_at], factor;
+        const float *end = result + KIVI_CUDA_ROWS * width + row;
+        const float factor =
+            kivi_cuda_close(s, item, token, head, end[0], end[KIVI_CUDA_ROWS], c == 0);
 
-        if (first) {
-            const float *p = first;
-
-            max = -INFINITY;
-            for (uint32_t j = 0; j < n_parts; j++, p = j == 1 ? rest : p + 2 * size)
-                if (__ldcg(p + sum_at) > 0)
-                    max = fmaxf(max, __ldcg(p + max_at));
-            x = make_float4(0, 0, 0, 0);
-            sum = 0;
-            p = first;
-            for (uint32_t j = 0; j < n_parts; j++, p = j == 1 ? rest : p + 2 * size) {
-                const float more = __ldcg(p + sum_at);
-                const float weight = more > 0 ? exp2f(__ldcg(p + max_at) - max) : 0.0f;
-                const float4 y = __ldcg((const float4 *)p + row * quads + i % quads);
-
-                sum += more * weight;
-                x.x += y.x * weight;
-                x.y += y.y * weight;
-                x.z += y.z * weight;
-                x.w += y.w * weight;
-            }
-        }
-        factor = kivi_cuda_close(s, item, token, head, max, sum, c == 0);
         kivi_cuda_write(item,
-                        (int64_t)token * item.out_token + (int64_t)head * item.out_head + c, x,
-                        factor);
+                        (int64_t)token * item.out_token + (int64_t)head * item.out_head + c,
+                        ((const float4 *)result)[i], factor);
     }
 }
 

@@ -110,6 +110,17 @@ __device__ __forceinline__ __half kivi_cuda_to_f16(float x, bool *finite)
     return __float2half_rn(x);
 }
 
+__device__ __forceinline__ bool kivi_cuda_is_finite8(uint4 vector)
+{
+    const kivi_cuda_half8 x = {vector};
+    bool all = true;
+
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        all = all && (x.pair[i] & 0x7c00u) != 0x7c00u && (x.pair[i] & 0x7c000000u) != 0x7c000000u;
+    return all;
+}
+
 /* Elements at .. at + 7 of an input as f16. */
 __device__ __forceinline__ uint4 kivi_cuda_load8(const void *data, uint32_t type, int64_t at,
                                                  bool *finite)
@@ -117,13 +128,8 @@ __device__ __forceinline__ uint4 kivi_cuda_load8(const void *data, uint32_t type
     kivi_cuda_half8 x;
 
     if (type == KIVI_F16 && ((uintptr_t)((const __half *)data + at) & 15) == 0) {
-        bool all = true;
-
         x.vector = *(const uint4 *)((const __half *)data + at);
-        for (int i = 0; i < 4; i++)
-            all = all && (x.pair[i] & 0x7c00u) != 0x7c00u
-                  && (x.pair[i] & 0x7c000000u) != 0x7c000000u;
-        if (all)
+        if (kivi_cuda_is_finite8(x.vector))
             return x.vector;
     }
     if (type == KIVI_F32 && ((uintptr_t)((const float *)data + at) & 15) == 0) {
@@ -228,6 +234,33 @@ __device__ __forceinline__ kivi_cuda_row kivi_cuda_find_row(const kivi_cuda_rows
         row.at = (int64_t)token * r.dim;
     }
     return row;
+}
+
+/* Whether every row of a token before `end` can be read as aligned f16: all but new tokens of another type
+ * or stride. */
+__device__ __forceinline__ bool kivi_cuda_rows_are_f16(const kivi_cuda_rows &r, uint64_t end)
+{
+    return end <= r.n_old
+           || (r.type == KIVI_F16
+               && ((uintptr_t)r.fresh % 16 | (r.fresh_token % 8) | (r.fresh_at % 8)) == 0);
+}
+
+/* Row of token first + i if it is one of aligned f16; NULL if there is none. `at` is first modulo the
+ * ring's length. */
+__device__ __forceinline__ const __half *kivi_cuda_f16_row(const kivi_cuda_rows &r, uint64_t first,
+                                                           uint32_t at, uint32_t i)
+{
+    const uint64_t token = first + i;
+
+    if (!kivi_cuda_is_row(r, token))
+        return NULL;
+    if (token >= r.n_old)
+        return (const __half *)r.fresh + (int64_t)(token - r.n_old) * r.fresh_token + r.fresh_at;
+    if (token < r.packed)
+        return (const __half *)r.sink + token * r.dim;
+    for (at += i; at >= r.ring_length;)
+        at -= r.ring_length;
+    return (const __half *)r.ring + (size_t)at * r.dim;
 }
 
 /* Channels c .. c + 7 of a row; zeros if there is none. */

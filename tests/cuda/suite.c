@@ -5,6 +5,7 @@
 #include <kivi/kivi.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 static int is_available(kivi_backend_info *info)
 {
@@ -21,6 +22,11 @@ int backend_count(void)
 const char *backend_name(int i)
 {
     return i < backend_count() ? "cuda" : "none";
+}
+
+int backend_is_device(const char *name)
+{
+    return strcmp(name, "cuda") == 0;
 }
 
 int test_is_long(void)

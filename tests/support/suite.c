@@ -3,6 +3,7 @@
 #include <kivi/kivi.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #define MAX_BACKENDS 32
 
@@ -32,6 +33,11 @@ int backend_count(void)
 const char *backend_name(int i)
 {
     return i < backend_count() ? names[i] : "none";
+}
+
+int backend_is_device(const char *name)
+{
+    return strcmp(name, "cuda") == 0;
 }
 
 int test_is_long(void)

@@ -10,6 +10,9 @@ int backend_count(void);
 /* The name of available backend i. */
 const char *backend_name(int i);
 
+/* Whether a backend has memory of its own, and splits a call over parts of its own. */
+int backend_is_device(const char *name);
+
 /* Whether the long tier was asked for: KIVI_TEST_LONG is set and not 0. */
 int test_is_long(void);
 
