@@ -6,8 +6,7 @@
  * fast_state.cuh has what a warp holds, fast_codes.cuh the products with codes, fast_rows.cuh those with
  * rows of f16, and this the order: units of codes that every row sees in full stream through shared
  * memory in several stages. What is left, follows one by one: units with rows of f16 or hidden tokens, and
- * those of codes that were not done, because they have to be done precisely. These have a state of their
- * own, so that the loop that matters has all registers.
+ * those of codes that were not done, because they have to be done precisely.
  */
 #ifndef KIVI_CUDA_ATTEND_FAST_CUH
 #define KIVI_CUDA_ATTEND_FAST_CUH
@@ -71,13 +70,14 @@ __device__ __forceinline__ void kivi_cuda_merge_warps(const float *result, uint3
 template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
     static constexpr int BYTES = kivi_cuda_fast<D, KB, VB>::BYTES;
     static constexpr int RESULT = (int)(KIVI_CUDA_ROWS * (D + 2) * 4);
-    /* All warps' units in flight, and their results, in the 99 KB that every device has. */
+    /* A warp's memory holds its units in flight; then one unit and a slice of its rows; in the end its result.
+     * That of all warps has to fit into the 99 KB that every device has. */
     static constexpr int WARPS = 16 * BYTES <= 98304 ? 8 : 4;
-    static constexpr int ROOM = 92160 / WARPS / BYTES;
-    static constexpr int STAGES = ROOM > 3 ? 3 : ROOM;
-    /* Stages; when they are done, the unit at hand and the result. */
-    static constexpr int LAST = (BYTES + RESULT + 127) / 128 * 128;
-    static constexpr int WARP_BYTES = STAGES * BYTES > LAST ? STAGES * BYTES : LAST;
+    static constexpr int ROOM = 90624 / WARPS;
+    static constexpr int STAGES = ROOM / BYTES > 3 ? 3 : ROOM / BYTES;
+    static constexpr int SLICE = BYTES + 64 * D <= ROOM ? D : 64; /* channels; 64 bytes to a channel */
+    static constexpr int LAST = BYTES + 64 * SLICE > RESULT ? BYTES + 64 * SLICE : RESULT;
+    static constexpr int WARP_BYTES = (STAGES * BYTES > LAST ? STAGES * BYTES : LAST) + 127 & ~127;
     static constexpr int THREADS = 32 * WARPS, BLOCKS = 16 / WARPS; /* of an SM, at least */
 };
 
@@ -150,7 +150,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine, uin
     unsigned char *const *pages = kivi_cuda_pages(f.s, f.item);
     uint32_t word = 0, bits = __shfl_sync(0xffffffffu, left_out, 0);
 
-    f.take_queries();
+#pragma unroll 1
     for (;;) {
         uint32_t u;
 
@@ -165,16 +165,10 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine, uin
         } else {
             break;
         }
-        const bool keys = (uint64_t)u * KIVI_CUDA_UNIT < f.item.k_packed;
-        const bool values = (uint64_t)u * KIVI_CUDA_UNIT < f.item.v_packed;
+        const bool codes = (uint64_t)u * KIVI_CUDA_UNIT < f.item.k_packed
+                           || (uint64_t)u * KIVI_CUDA_UNIT < f.item.v_packed;
 
-        __syncwarp();
-        if (keys || values)
-            kivi_cuda_fetch(f, mine, pages[u / per_page], u % per_page, keys, values);
-        kivi_cuda_copy_commit();
-        kivi_cuda_copy_wait<0>();
-        __syncwarp();
-        kivi_cuda_any_unit(f, mine, u, keys, values);
+        kivi_cuda_any_unit<shape::SLICE>(f, mine, codes ? pages[u / per_page] : NULL, u % per_page, u);
     }
 }
 
@@ -184,7 +178,6 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
     kivi_cuda_attend_fast(const __grid_constant__ kivi_cuda_step s)
 {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
-    using fast = kivi_cuda_fast<D, KB, VB>;
     constexpr uint32_t ROUND = KIVI_CUDA_ROUND * shape::WARPS;
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ kivi_cuda_queries<D> queries;
@@ -203,28 +196,20 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
         kivi_cuda_load_queries<D, KB>(s, segment, queries);
         __syncthreads();
         do { /* a round; nearly always the only one */
+            kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
+            uint32_t edge, left_out;
+
             end = plain.end - begin < ROUND ? plain.end : begin + ROUND;
-            const bool last = end == plain.end;
             /* The warps that have had one unit less begin with the edges. */
-            const uint32_t edge = (warp + shape::WARPS - (end - begin) % shape::WARPS) % shape::WARPS;
-            uint32_t left_out;
-
-            {
-                fast f(s, item, segment, queries);
-
-                left_out = kivi_cuda_stream<shape, precise>(f, mine, begin + warp, end);
-                f.store((float *)(mine + fast::BYTES), false);
-            }
-            if ((last && edge < n_edges) || __any_sync(0xffffffffu, left_out)) {
-                fast f(s, item, segment, queries);
-
-                kivi_cuda_trickle<shape>(f, mine, left_out, begin + warp, last ? edge : n_edges,
-                                         n_edges, segment, plain);
-                f.store((float *)(mine + fast::BYTES), true);
-            }
+            edge = end < plain.end
+                       ? n_edges
+                       : (warp + shape::WARPS - (end - begin) % shape::WARPS) % shape::WARPS;
+            left_out = kivi_cuda_stream<shape, precise>(f, mine, begin + warp, end);
+            kivi_cuda_trickle<shape>(f, mine, left_out, begin + warp, edge, n_edges, segment, plain);
+            __syncwarp();
+            f.store((float *)mine);
             __syncthreads();
-            kivi_cuda_merge_warps<shape::WARPS>((float *)(shared + fast::BYTES),
-                                                shape::WARP_BYTES / 4, D, merged,
+            kivi_cuda_merge_warps<shape::WARPS>((float *)shared, shape::WARP_BYTES / 4, D, merged,
                                                 begin != plain.begin);
             begin = end;
         } while (end < plain.end);

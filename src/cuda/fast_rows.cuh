@@ -2,19 +2,51 @@
  * Attention on tensor cores: the tokens that are rows of f16, in the window or new in this step, and
  * units in which rows of the tile do not see all tokens. Always precise: where nothing is quantized,
  * there is no error to hide behind. Lanes hold what fast_codes.cuh says.
+ *
+ * This is done once in many units, but by a block that others wait for. It runs from cold instructions, so
+ * what counts is that they are few.
  */
 #ifndef KIVI_CUDA_FAST_ROWS_CUH
 #define KIVI_CUDA_FAST_ROWS_CUH
 
 #include "fast_codes.cuh"
 
-/* Channels c .. c + 3 of a row; zeros if there is none. */
-__device__ __forceinline__ uint2 kivi_cuda_row4(const kivi_cuda_row &row, uint32_t c)
+/* Where 16 bytes of a row are in shared memory, permuted so that few lanes of an access meet in a bank. */
+template <int SLICE>
+__device__ __forceinline__ uint32_t kivi_cuda_row_chunk(uint32_t row, uint32_t chunk)
 {
-    kivi_cuda_half8 x;
+    return row * (SLICE / 8) + (chunk ^ (row / 4 & 7));
+}
 
-    x.vector = kivi_cuda_row8(row, c / 8 * 8);
-    return c % 8 ? x.quad[1] : x.quad[0];
+/* Four channels from c on, counted from the slice's first. */
+template <int SLICE>
+__device__ __forceinline__ uint2 kivi_cuda_row_quad(const uint4 *rows, uint32_t row, uint32_t c)
+{
+    return ((const uint2 *)&rows[kivi_cuda_row_chunk<SLICE>(row, c / 8)])[c / 4 % 2];
+}
+
+/* Starts to copy SLICE channels from c0 on of the unit's rows; tokens that are none are zeros. */
+template <int SLICE>
+__device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_rows &rows, uint32_t u,
+                                                     uint32_t c0)
+{
+    const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
+    const uint32_t at = (uint32_t)(unit % rows.ring_length), lane = threadIdx.x % 32;
+    const bool aligned = kivi_cuda_rows_are_f16(rows, UINT64_MAX);
+
+#pragma unroll 2
+    for (uint32_t i = lane; i < KIVI_CUDA_UNIT * SLICE / 8; i += 32) {
+        const uint32_t row = i / (SLICE / 8), chunk = i % (SLICE / 8);
+        const bool known = aligned || unit + row < rows.n_old; /* where it is, if anywhere */
+        const __half *from = known ? kivi_cuda_f16_row(rows, unit, at, row) : NULL;
+        uint4 *slot = &to[kivi_cuda_row_chunk<SLICE>(row, chunk)];
+
+        if (from)
+            kivi_cuda_copy16(slot, from + c0 + 8 * chunk);
+        else
+            *slot = known ? make_uint4(0, 0, 0, 0)
+                          : kivi_cuda_row8(kivi_cuda_find_row(rows, unit + row), c0 + 8 * chunk);
+    }
 }
 
 /* Tokens of the unit that are rows, as the lane's masks over pairs of weights. */
@@ -31,48 +63,29 @@ __device__ __forceinline__ void kivi_cuda_row_mask(const F &f, uint32_t u, uint3
     }
 }
 
-/* score[i][j]: token 4 g + i, row 2 t + j, for tokens that are rows; others keep theirs. */
-template <bool f16, class F>
-__device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const kivi_cuda_rows &rows,
-                                                     uint32_t u, float score[4][2])
+/* Adds to score[i][j]: token 4 g + i, row 2 t + j. */
+template <int SLICE, class F>
+__device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const uint4 *rows, uint32_t c0,
+                                                     float score[4][2])
 {
-    const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
-    const uint32_t at = (uint32_t)(unit % rows.ring_length);
-    uint32_t q_low[F::QR];
-
-    f.load(q_low, f.queries.low);
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        const __half *data[2];
-        kivi_cuda_row row[2];
-        uint2 x[2][F::QR / 2];
         float sum[F::KJ][4] = {};
 
+#pragma unroll 1
+        for (uint32_t w = c0 / (4 * F::KN); w < (c0 + SLICE) / (4 * F::KN); w++) {
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            if (f16)
-                data[i] = kivi_cuda_f16_row(rows, unit, at, 4 * f.g + 2 * m + i);
-            else
-                row[i] = kivi_cuda_find_row(rows, unit + 4 * f.g + 2 * m + i);
-#pragma unroll
-            for (int k = 0; k < F::QR / 2; k++) { /* four channels each */
-                const uint32_t w = k / (F::KN / 4), j = k % (F::KN / 4);
-                const uint32_t c = (4 * w + f.t) * F::KN + 4 * j;
+            for (int j = 0; j < F::KJ; j++) {
+                const uint32_t c = (4 * w + f.t) * F::KN + 4 * j - c0;
+                const uint32_t r = w * (F::KN / 4) + j; /* pairs of registers of the queries */
+                const uint2 high = ((const uint2 *)&f.queries.high[r / 2][f.lane])[r % 2];
+                const uint2 low = ((const uint2 *)&f.queries.low[r / 2][f.lane])[r % 2];
+                const uint2 x = kivi_cuda_row_quad<SLICE>(rows, 4 * f.g + 2 * m, c);
+                const uint2 y = kivi_cuda_row_quad<SLICE>(rows, 4 * f.g + 2 * m + 1, c);
 
-                if (f16)
-                    x[i][k] = data[i] ? *(const uint2 *)(data[i] + c) : make_uint2(0, 0);
-                else
-                    x[i][k] = kivi_cuda_row4(row[i], c);
+                kivi_cuda_mma(sum[j], x.x, y.x, x.y, y.y, high.x, high.y);
+                kivi_cuda_mma(sum[j], x.x, y.x, x.y, y.y, low.x, low.y);
             }
-        }
-#pragma unroll
-        for (int k = 0; k < F::QR / 2; k++) {
-            float *to = sum[k % F::KJ];
-
-            kivi_cuda_mma(to, x[0][k].x, x[1][k].x, x[0][k].y, x[1][k].y, f.q[2 * k],
-                          f.q[2 * k + 1]);
-            kivi_cuda_mma(to, x[0][k].x, x[1][k].x, x[0][k].y, x[1][k].y, q_low[2 * k],
-                          q_low[2 * k + 1]);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -81,36 +94,24 @@ __device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const kivi_cuda
 #pragma unroll
             for (int j = 1; j < F::KJ; j++)
                 y = fmaf((float)(1 << (F::K_BITS * j)), sum[j][i], y);
-            if (f16 ? data[i / 2] != NULL : row[i / 2].data != NULL)
-                score[2 * m + i / 2][i % 2] = y * f.from_q[i % 2];
+            score[2 * m + i / 2][i % 2] = fmaf(y, f.from_q[i % 2], score[2 * m + i / 2][i % 2]);
         }
     }
 }
 
-/* The part of the tokens that are rows: those that `keep` has. */
-template <bool f16, class F>
-__device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const kivi_cuda_rows &rows, uint32_t u,
-                                                   const uint32_t *keep)
+/* The part of the tokens that are rows, those that `keep` has, for a slice of channels that begins at
+ * chunk `first`. */
+template <int SLICE, class F>
+__device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const uint4 *rows, int first,
+                                                   const uint32_t keep[4])
 {
-    const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
-    const uint32_t at = (uint32_t)(unit % rows.ring_length);
-    const __half *data[8];
-
-    if (f16)
 #pragma unroll
-        for (int k = 0; k < 8; k++)
-            data[k] = kivi_cuda_f16_row(rows, unit, at, 8 * f.t + k);
-#pragma unroll
-    for (int i = 0; i < F::CHUNKS; i++) {
-        const uint32_t c = 32 * i + 4 * f.g;
+    for (int i = 0; i < SLICE / 32; i++) {
         uint2 x[8];
 
 #pragma unroll
         for (int k = 0; k < 8; k++)
-            if (f16)
-                x[k] = data[k] ? *(const uint2 *)(data[k] + c) : make_uint2(0, 0);
-            else
-                x[k] = kivi_cuda_row4(kivi_cuda_find_row(rows, unit + 8 * f.t + k), c);
+            x[k] = kivi_cuda_row_quad<SLICE>(rows, 8 * f.t + k, 32 * i + 4 * f.g);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
             float part[4] = {0, 0, 0, 0};
@@ -134,45 +135,83 @@ __device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const kivi_cuda_rows &r
             }
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                f.out[2 * i + m][j] = fmaf(part[j], 0x1p-24f, f.out[2 * i + m][j]);
+                f.out[2 * (first + i) + m][j] = fmaf(part[j], 0x1p-24f, f.out[2 * (first + i) + m][j]);
         }
     }
 }
 
-/* A unit of any kind, precisely; its codes are in shared memory, if it has any. */
-template <class F>
-__device__ __forceinline__ void kivi_cuda_any_unit(F &f, const unsigned char *shared, uint32_t u,
-                                               bool key_codes, bool value_codes)
+/* All copies of the warp are there. */
+__device__ __forceinline__ void kivi_cuda_wait_for_all()
+{
+    kivi_cuda_copy_commit();
+    kivi_cuda_copy_wait<0>();
+    __syncwarp();
+}
+
+/* A unit of any kind, precisely, in `shared`: F::BYTES for its codes, then room for SLICE channels of its
+ * rows. */
+template <int SLICE, class F>
+__device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
+                                                   const unsigned char *page, uint32_t at, uint32_t u)
 {
     const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT, end = unit + KIVI_CUDA_UNIT;
+    const bool k_codes = unit < f.item.k_packed, v_codes = unit < f.item.v_packed;
+    const bool k_rows = end > f.item.k_packed || unit < f.s.n_sink;
+    const bool v_rows = end > f.item.v_packed || unit < f.s.n_sink;
+    uint4 *rows = (uint4 *)(shared + F::BYTES);
     float score[4][2] = {};
     uint32_t keep[4];
 
-    if (key_codes)
-        kivi_cuda_precise_scores(f, shared, score);
-    if (end > f.item.k_packed || unit < f.s.n_sink) {
-        const kivi_cuda_rows rows = kivi_cuda_key_rows(f.s, f.item, f.head);
+    __syncwarp();
+    if (k_codes || v_codes)
+        kivi_cuda_fetch(f, shared, page, at, k_codes, v_codes);
+    if (k_rows) {
+        const kivi_cuda_rows from = kivi_cuda_key_rows(f.s, f.item, f.head);
 
-        if (kivi_cuda_rows_are_f16(rows, end))
-            kivi_cuda_score_rows<true>(f, rows, u, score);
-        else
-            kivi_cuda_score_rows<false>(f, rows, u, score);
+        kivi_cuda_fetch_rows<SLICE>(rows, from, u, 0);
+        kivi_cuda_wait_for_all();
+        if (k_codes) {
+            kivi_cuda_precise_scores(f, shared, score);
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                if (kivi_cuda_is_row(from, unit + 4 * f.g + i))
+                    score[i][0] = score[i][1] = 0;
+        }
+#pragma unroll 1
+        for (int c0 = 0;;) {
+            kivi_cuda_score_rows<SLICE>(f, rows, c0, score);
+            c0 += SLICE;
+            if (c0 == F::DIM)
+                break;
+            __syncwarp();
+            kivi_cuda_fetch_rows<SLICE>(rows, from, u, c0);
+            kivi_cuda_wait_for_all();
+        }
+    } else {
+        kivi_cuda_wait_for_all();
+        kivi_cuda_precise_scores(f, shared, score);
     }
+    __syncwarp();
+    if (v_rows) /* while the weights are made */
+        kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, 0);
+    kivi_cuda_copy_commit();
     f.cap(score);
     f.hide(u, score);
     f.template weigh<true>(score);
     kivi_cuda_row_mask(f, u, keep);
-    kivi_cuda_sum_rest<true>(f, shared, value_codes, keep);
-    if (value_codes)
+    kivi_cuda_sum_rest<true>(f, shared, v_codes, keep);
+    if (v_codes)
         kivi_cuda_sum_codes<true>(f, shared, keep);
-    if (end > f.item.v_packed || unit < f.s.n_sink) {
-        const kivi_cuda_rows rows = kivi_cuda_value_rows(f.s, f.item, f.head);
-
-        if (kivi_cuda_rows_are_f16(rows, end))
-            kivi_cuda_sum_rows<true>(f, rows, u, keep);
-        else
-            kivi_cuda_sum_rows<false>(f, rows, u, keep);
-    }
+    if (v_rows)
+#pragma unroll
+        for (int c0 = 0; c0 < F::DIM; c0 += SLICE) {
+            if (c0 > 0) {
+                __syncwarp();
+                kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, c0);
+            }
+            kivi_cuda_wait_for_all();
+            kivi_cuda_sum_rows<SLICE>(f, rows, c0 / 32, keep);
+        }
 }
 
 #endif

@@ -192,25 +192,11 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
             rest[j] *= shrink[j % 2];
     }
 
-    /* This warp's result, [rows][D] outputs, then unit and sum of each row; with `add`, together with what is
-     * there. A lane touches the same outputs every time. */
-    __device__ __forceinline__ void store(float *result, bool add) const
+    /* This warp's result: [rows][D] outputs, then unit and sum of each row. */
+    __device__ __forceinline__ void store(float *result) const
     {
-        float *units = result + KIVI_CUDA_ROWS * D + 2 * t, *sums = units + KIVI_CUDA_ROWS;
-        float keep[2] = {0, 0}, down[2] = {0x1p-11f, 0x1p-11f}, max[2], sum[2];
+        const float down = 0x1p-11f;
 
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            max[j] = unit[j];
-            sum[j] = __shfl_sync(0xffffffffu, rest[j], 28 + t) * 0x1p-11f;
-            if (add && sums[j] > 0) {
-                max[j] = sum[j] > 0 ? fmaxf(unit[j], units[j]) : units[j];
-                keep[j] = kivi_cuda_exp2(units[j] - max[j]);
-                down[j] *= sum[j] > 0 ? kivi_cuda_exp2(unit[j] - max[j]) : 0.0f;
-                sum[j] = fmaf(sums[j], keep[j], down[j] * 0x1p11f * sum[j]);
-            }
-        }
-        __syncwarp();
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) {
             const uint32_t from = ((uint32_t)i >> group_shift) * 4 + t;
@@ -220,25 +206,19 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
                 const float b = __shfl_sync(0xffffffffu, rest[j], from);
 
 #pragma unroll
-                for (int m = 0; m < 2; m++) {
-                    float2 *to = (float2 *)&result[(2 * t + j) * D + 32 * i + 4 * g + 2 * m];
-                    float2 x = make_float2(fmaf(out[2 * i + m][j], 0x1p24f, b) * down[j],
-                                           fmaf(out[2 * i + m][j + 2], 0x1p24f, b) * down[j]);
-
-                    if (add) {
-                        x.x = fmaf(to->x, keep[j], x.x);
-                        x.y = fmaf(to->y, keep[j], x.y);
-                    }
-                    *to = x;
-                }
+                for (int m = 0; m < 2; m++)
+                    *(float2 *)&result[(2 * t + j) * D + 32 * i + 4 * g + 2 * m] =
+                        make_float2(fmaf(out[2 * i + m][j], 0x1p24f, b) * down,
+                                    fmaf(out[2 * i + m][j + 2], 0x1p24f, b) * down);
             }
         }
-        if (g == 7)
+        if (g == 7) {
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                units[j] = max[j];
-                sums[j] = sum[j];
+                result[KIVI_CUDA_ROWS * D + 2 * t + j] = unit[j];
+                result[KIVI_CUDA_ROWS * (D + 1) + 2 * t + j] = rest[j] * down;
             }
+        }
     }
 };
 
