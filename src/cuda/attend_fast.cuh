@@ -104,32 +104,53 @@ __device__ __forceinline__ kivi_cuda_plain kivi_cuda_find_plain(const kivi_cuda_
     return plain;
 }
 
-/* A warp's part of a round: its units of plain.begin + warp, + WARPS, ... */
-template <class shape, bool precise, class F>
-__device__ __forceinline__ uint32_t kivi_cuda_stream(F &f, unsigned char *mine, uint32_t next,
-                                                     uint32_t end)
-{
-    const uint32_t per_page = f.s.page_tokens / KIVI_CUDA_UNIT, lane = f.lane;
-    unsigned char *const *pages = kivi_cuda_pages(f.s, f.item);
-    uint32_t page = next / per_page, at = next % per_page, stage = 0, left_out = 0;
-    const uint32_t n = next < end ? (end - next + shape::WARPS - 1) / shape::WARPS : 0;
-    const auto fetch = [&](uint32_t slot) {
+/* A warp's units of codes in a round, on their way to shared memory: `next`, and every WARPS-th up to `end`. */
+template <class shape, class F> struct kivi_cuda_stream {
+    const F &f;
+    unsigned char *const mine;
+    unsigned char *const *pages;
+    const unsigned char *page; /* of `next` */
+    uint32_t next, at;         /* and its place there */
+    const uint32_t end, per_page, n;
+
+    __device__ __forceinline__ kivi_cuda_stream(const F &state, unsigned char *memory, uint32_t from,
+                                                uint32_t to)
+        : f(state), mine(memory), next(from), end(to),
+          per_page(state.s.page_tokens / KIVI_CUDA_UNIT),
+          n(from < to ? (to - from + shape::WARPS - 1) / shape::WARPS : 0)
+    {
+        pages = kivi_cuda_pages(f.s, f.item) + next / per_page;
+        at = next % per_page;
+        page = next < end ? *pages : NULL;
+        for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
+            fetch(i);
+    }
+
+    __device__ __forceinline__ void fetch(uint32_t stage)
+    {
         if (next < end)
-            kivi_cuda_fetch(f, mine + slot * F::BYTES, pages[page], at, true, true);
+            kivi_cuda_fetch(f, mine + stage * F::BYTES, page, at, true, true);
         kivi_cuda_copy_commit();
         next += shape::WARPS;
         for (at += shape::WARPS; at >= per_page; at -= per_page)
-            page++;
-    };
+            pages++;
+        if (next < end)
+            page = *pages; /* long before it is used */
+    }
+};
 
-    for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
-        fetch(i);
-    f.take_queries();
-    for (uint32_t i = 0; i < n; i++) {
+/* Returns the units that are left out, as bits of the lanes' words. */
+template <class shape, bool precise, class F>
+__device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape, F> &stream)
+{
+    uint32_t stage = 0, left_out = 0;
+
+#pragma unroll 1
+    for (uint32_t i = 0; i < stream.n; i++) {
         kivi_cuda_copy_wait<shape::STAGES - 2>();
         __syncwarp();
-        fetch(stage == 0 ? shape::STAGES - 1 : stage - 1);
-        if (!kivi_cuda_plain_unit<precise>(f, mine + stage * F::BYTES) && lane == i / 32)
+        stream.fetch(stage == 0 ? shape::STAGES - 1 : stage - 1);
+        if (!kivi_cuda_plain_unit<precise>(f, stream.mine + stage * F::BYTES) && f.lane == i / 32)
             left_out |= 1u << i % 32;
         stage = stage + 1 < shape::STAGES ? stage + 1 : 0;
     }
@@ -148,14 +169,17 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine, uin
     const uint32_t per_page = f.s.page_tokens / KIVI_CUDA_UNIT;
     const uint32_t before = plain.begin - segment.begin;
     unsigned char *const *pages = kivi_cuda_pages(f.s, f.item);
-    uint32_t word = 0, bits = __shfl_sync(0xffffffffu, left_out, 0);
+    uint32_t words = __ballot_sync(0xffffffffu, left_out != 0), word = 0, bits = 0;
 
 #pragma unroll 1
     for (;;) {
         uint32_t u;
 
-        while (bits == 0 && word < 31)
-            bits = __shfl_sync(0xffffffffu, left_out, ++word);
+        if (bits == 0 && words) {
+            word = __ffs(words) - 1;
+            words &= words - 1;
+            bits = __shfl_sync(0xffffffffu, left_out, word);
+        }
         if (bits) {
             u = first + (32 * word + __ffs(bits) - 1) * shape::WARPS;
             bits &= bits - 1;
@@ -182,19 +206,22 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ kivi_cuda_queries<D> queries;
     __shared__ __align__(16) float merged[shape::RESULT / 4];
+    __shared__ kivi_cuda_item item;
     const uint32_t warp = threadIdx.x / 32;
     unsigned char *mine = shared + warp * shape::WARP_BYTES;
     kivi_cuda_cursor cursor = kivi_cuda_first(s, blockIdx.x);
     kivi_cuda_segment segment;
 
     while (kivi_cuda_next(s, cursor, segment)) {
-        const kivi_cuda_item &item = kivi_cuda_items(s)[segment.item];
+        static_assert(sizeof item % 16 == 0, "items are copied 16 bytes at a time");
+        if (threadIdx.x < sizeof item / 16)
+            ((uint4 *)&item)[threadIdx.x] =
+                ((const uint4 *)&kivi_cuda_items(s)[segment.item])[threadIdx.x];
+        __syncthreads();
         const kivi_cuda_plain plain = kivi_cuda_find_plain(s, item, segment);
         const uint32_t n_edges = segment.end - segment.begin - (plain.end - plain.begin);
         uint32_t begin = plain.begin, end;
 
-        kivi_cuda_load_queries<D, KB>(s, segment, queries);
-        __syncthreads();
         do { /* a round; nearly always the only one */
             kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
             uint32_t edge, left_out;
@@ -204,7 +231,13 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
             edge = end < plain.end
                        ? n_edges
                        : (warp + shape::WARPS - (end - begin) % shape::WARPS) % shape::WARPS;
-            left_out = kivi_cuda_stream<shape, precise>(f, mine, begin + warp, end);
+            kivi_cuda_stream<shape, decltype(f)> stream(f, mine, begin + warp, end);
+            if (begin == plain.begin) {
+                kivi_cuda_load_queries<D, KB>(s, item, segment, queries);
+                __syncthreads();
+            }
+            f.take_queries();
+            left_out = kivi_cuda_flow<shape, precise>(f, stream);
             kivi_cuda_trickle<shape>(f, mine, left_out, begin + warp, edge, n_edges, segment, plain);
             __syncwarp();
             f.store((float *)mine);
@@ -213,7 +246,7 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
                                                 begin != plain.begin);
             begin = end;
         } while (end < plain.end);
-        kivi_cuda_finish(s, segment, merged, D);
+        kivi_cuda_finish(s, item, segment, merged, D);
         __syncthreads();
     }
 }

@@ -91,10 +91,11 @@ __device__ __forceinline__ uint32_t kivi_cuda_k_chunk(uint32_t row, uint32_t chu
     return row * 8 + (chunk ^ (row & 3) * 2);
 }
 
+/* Chunks 8 i + j of a row: the permutation is within each eight. */
 template <class F>
 __device__ __forceinline__ uint32_t kivi_cuda_v_chunk(uint32_t row, uint32_t chunk)
 {
-    return row * (F::DIM / 4) + (chunk ^ (row * F::VN / 8 & 3) * 2);
+    return row * (F::DIM / 4) + (chunk & ~7u) + ((chunk & 7u) ^ (row * F::VN / 8 & 3) * 2);
 }
 
 /* Starts the copy of what is codes of a unit: `page` holds it, `at` is its place there. */
@@ -180,8 +181,8 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
 {
 #pragma unroll
     for (int w = 0; w < F::KW; w++) {
-        const uint32_t row = 4 * w + f.t;
-        const uint4 words = ((const uint4 *)shared)[kivi_cuda_k_chunk(row, f.g)];
+        const uint32_t row = 4 * w + f.t; /* t decides on its chunks' order */
+        const uint4 words = ((const uint4 *)shared)[kivi_cuda_k_chunk(f.t, f.g) + 32 * w];
         const uint32_t x[4] = {words.x, words.y, words.z, words.w};
         uint32_t y[4][2], scale[F::KN / 2];
 
@@ -323,7 +324,7 @@ __device__ __forceinline__ void kivi_cuda_value_codes(const F &f, const unsigned
     if (F::V_BITS == 8) {
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const uint4 v = codes[kivi_cuda_v_chunk<F>(2 * f.t + k, 8 * chunk + f.g)];
+            const uint4 v = codes[kivi_cuda_v_chunk<F>(2 * f.t + k, f.g) + 8 * chunk];
             const uint32_t x[4] = {v.x, v.y, v.z, v.w};
 
 #pragma unroll
@@ -335,7 +336,7 @@ __device__ __forceinline__ void kivi_cuda_value_codes(const F &f, const unsigned
     } else {
         const uint32_t mask = ((1u << F::V_BITS) - 1u) * 0x00010001u;
         const uint4 v =
-            codes[kivi_cuda_v_chunk<F>(F::V_BITS == 2 ? f.t / 2 : f.t, 8 * chunk + f.g)];
+            codes[kivi_cuda_v_chunk<F>(F::V_BITS == 2 ? f.t / 2 : f.t, f.g) + 8 * chunk];
         uint32_t x[4] = {v.x, v.y, v.z, v.w};
 
 #pragma unroll

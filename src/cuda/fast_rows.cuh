@@ -30,13 +30,23 @@ template <int SLICE>
 __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_rows &rows, uint32_t u,
                                                      uint32_t c0)
 {
+    constexpr uint32_t PER_ROW = SLICE / 8, STEP = 32 / PER_ROW;
     const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
     const uint32_t at = (uint32_t)(unit % rows.ring_length), lane = threadIdx.x % 32;
+    const uint32_t chunk = lane % PER_ROW, first = lane / PER_ROW;
     const bool aligned = kivi_cuda_rows_are_f16(rows, UINT64_MAX);
 
-#pragma unroll 2
-    for (uint32_t i = lane; i < KIVI_CUDA_UNIT * SLICE / 8; i += 32) {
-        const uint32_t row = i / (SLICE / 8), chunk = i % (SLICE / 8);
+    if (unit >= rows.packed && unit >= rows.n_sink && unit + KIVI_CUDA_UNIT <= rows.n_old
+        && at + KIVI_CUDA_UNIT <= rows.ring_length) { /* all of them, and one after the other */
+        const __half *from = (const __half *)rows.ring + (size_t)(at + first) * rows.dim + c0 + 8 * chunk;
+
+#pragma unroll 4
+        for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP, from += STEP * rows.dim)
+            kivi_cuda_copy16(&to[kivi_cuda_row_chunk<SLICE>(row, chunk)], from);
+        return;
+    }
+#pragma unroll 1
+    for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP) {
         const bool known = aligned || unit + row < rows.n_old; /* where it is, if anywhere */
         const __half *from = known ? kivi_cuda_f16_row(rows, unit, at, row) : NULL;
         uint4 *slot = &to[kivi_cuda_row_chunk<SLICE>(row, chunk)];

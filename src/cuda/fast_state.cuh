@@ -225,11 +225,11 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
 /* The tile's queries to shared memory, by all warps of the block: a row to a warp at a time. */
 template <int D, int KB>
 __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
+                                                       const kivi_cuda_item &item,
                                                        const kivi_cuda_segment &segment,
                                                        kivi_cuda_queries<D> &to)
 {
     constexpr int KN = 32 / KB, PER_LANE = D / 32;
-    const kivi_cuda_item &item = kivi_cuda_items(s)[segment.item];
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, segment.tile), lane = threadIdx.x % 32;
     const float factor = s.softcap > 0 ? s.scale : s.scale * 1.44269504f;
 

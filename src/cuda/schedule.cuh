@@ -77,22 +77,38 @@ __device__ __forceinline__ uint64_t kivi_cuda_position(const kivi_cuda_step &s,
     return item.q_position + (tile * KIVI_CUDA_ROWS + row) / s.heads_per_kv;
 }
 
-/* The next segment in which the part has a unit; false if there is none. */
+/* The item that has a task at `cost`: the last one, from item `from` on, that starts there or before. The
+ * lanes of a warp look at 32 items at a time. */
+__device__ __forceinline__ uint32_t kivi_cuda_item_at(const kivi_cuda_step &s, uint32_t from,
+                                                      uint64_t cost)
+{
+    const kivi_cuda_item *items = kivi_cuda_items(s);
+
+    for (;;) {
+        const uint32_t i = from + threadIdx.x % 32;
+        const bool before = i < s.n_items && items[i].cost_before <= cost;
+        const uint32_t n = __popc(__ballot_sync(0xffffffffu, before));
+
+        if (n < 32)
+            return from + n - 1;
+        from += 31;
+    }
+}
+
+/* The next segment in which the part has a unit; false if there is none. All threads of a warp ask
+ * together. */
 __device__ __forceinline__ bool kivi_cuda_next(const kivi_cuda_step &s, kivi_cuda_cursor &c,
                                                kivi_cuda_segment &g)
 {
     const kivi_cuda_item *items = kivi_cuda_items(s);
 
     while (c.at < c.end) {
-        const kivi_cuda_item *item = &items[c.item];
+        const kivi_cuda_item *item;
         uint64_t local, stop, first, last;
         uint32_t n, task;
 
-        while (c.at - item->cost_before
-               >= item->task_cost * ((uint64_t)item->n_tiles * s.n_kv_heads)) {
-            c.item++;
-            item++;
-        }
+        c.item = kivi_cuda_item_at(s, c.item, c.at);
+        item = &items[c.item];
         task = (uint32_t)((c.at - item->cost_before) / item->task_cost);
         local = c.at - item->cost_before - task * item->task_cost;
         stop = c.end - c.at < item->task_cost - local ? local + (c.end - c.at) : item->task_cost;
@@ -257,10 +273,11 @@ __device__ __forceinline__ void kivi_cuda_merge_parts(const kivi_cuda_step &s,
  * [KIVI_CUDA_ROWS][width], then max and sum of each row. Writes the rows if the part did the whole
  * task; else leaves a partial result, and merges if it is the last to do so.
  */
-__device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const kivi_cuda_segment &g,
-                                                 float *result, uint32_t width)
+__device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s,
+                                                 const kivi_cuda_item &item,
+                                                 const kivi_cuda_segment &g, float *result,
+                                                 uint32_t width)
 {
-    const kivi_cuda_item &item = kivi_cuda_items(s)[g.item];
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile), quads = width / 4;
     const uint32_t n_parts = g.last_part - g.first_part + 1;
     __shared__ uint32_t turn;
