@@ -459,6 +459,7 @@ int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, d
 int open_gpu(struct gpu *g, struct bench *bench, const struct scenario *scenario)
 {
     struct cudaDeviceProp properties;
+    double seconds = 1;
 
     g->bench = bench;
     g->scenario = scenario;
@@ -466,8 +467,12 @@ int open_gpu(struct gpu *g, struct bench *bench, const struct scenario *scenario
     OK(cudaStreamCreateWithFlags(&g->stream, cudaStreamNonBlocking));
     g->multiprocessors = properties.multiProcessorCount;
     g->l2 = (size_t)properties.l2CacheSize;
-    printf("\nGPU       %s, %d multiprocessors, L2 %zu MB\n", properties.name, g->multiprocessors,
-           g->l2 >> 20);
+    /* A third of a second of reading: until then the clocks are not what they are under load. */
+    for (int i = 0; i < 12; i++)
+        if (!time_reading((size_t)1 << 30, 2, g->multiprocessors, g->stream, &seconds))
+            return 0;
+    printf("\nGPU       %s, %d multiprocessors, L2 %zu MB, reads %.0f GB/s\n", properties.name,
+           g->multiprocessors, g->l2 >> 20, (double)((size_t)1 << 30) / seconds * 1e-9);
     return 1;
 }
 

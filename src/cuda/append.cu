@@ -157,32 +157,48 @@ __device__ void load_slab(const kivi_cuda_step &s, slab_state &m, const kivi_cud
                           uint64_t slab, uint32_t from, uint32_t to, uint32_t c0, uint32_t item,
                           uint32_t which)
 {
-    constexpr uint32_t PER_ROW = SLICE / 8, COUNT = SLAB * PER_ROW / THREADS;
-    const uint32_t ring_at = (uint32_t)(slab * SLAB % rows.ring_length);
-    const bool aligned = kivi_cuda_rows_are_f16(rows, slab * SLAB + to);
+    constexpr uint32_t PER_ROW = SLICE / 8, COUNT = SLAB * PER_ROW / THREADS, STEP = THREADS / PER_ROW;
+    const uint64_t start = slab * SLAB;
+    const bool aligned = kivi_cuda_rows_are_f16(rows, start + to);
     const uint32_t c = threadIdx.x % PER_ROW * 8, first = threadIdx.x / PER_ROW;
+    /* Tokens of the slab before `old` are in the ring, the others new. */
+    const uint32_t old = rows.n_old <= start        ? 0
+                         : rows.n_old - start < SLAB ? (uint32_t)(rows.n_old - start)
+                                                     : SLAB;
+    const uint32_t ring_at = old ? (uint32_t)(start % rows.ring_length) : 0;
+    const __half *fresh = (const __half *)rows.fresh + rows.fresh_at
+                          + ((int64_t)start - (int64_t)rows.n_old) * rows.fresh_token + c0 + c;
+    const __half *ring = (const __half *)rows.ring + c0 + c;
+    __half2 top = __half2half2(__ushort_as_half(0));
     uint4 x[COUNT];
 
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
-        const uint32_t t = first + i * (THREADS / PER_ROW);
+        const uint32_t t = first + i * STEP;
 
         x[i] = make_uint4(0, 0, 0, 0);
         if (t < from || t >= to || c0 + c >= rows.dim)
             continue;
-        if (aligned)
-            x[i] = *(const uint4 *)(kivi_cuda_f16_row(rows, slab * SLAB, ring_at, t) + c0 + c);
+        if (!aligned)
+            x[i] = load_any(s, rows, start + t, c0 + c, item, which);
+        else if (t >= old)
+            x[i] = *(const uint4 *)(fresh + (int64_t)t * rows.fresh_token);
         else
-            x[i] = load_any(s, rows, slab * SLAB + t, c0 + c, item, which);
+            x[i] = *(const uint4 *)(ring + (size_t)((ring_at + t) % rows.ring_length) * rows.dim);
     }
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
-        const uint32_t t = first + i * (THREADS / PER_ROW);
+        const kivi_cuda_half8 y = {x[i]};
 
-        if (aligned && !kivi_cuda_is_finite8(x[i])) /* so it is new */
-            x[i] = load_any(s, rows, slab * SLAB + t, c0 + c, item, which);
-        *(uint4 *)&m.x[t][c] = x[i];
+        for (int j = 0; j < 4; j++)
+            top = __hmax2_nan(top, __habs2(kivi_cuda_half2(y.pair[j])));
+        *(uint4 *)&m.x[first + i * STEP][c] = x[i];
     }
+    if (!(__half2float(__low2half(top)) <= 65504.0f && __half2float(__high2half(top)) <= 65504.0f))
+#pragma unroll 1
+        for (uint32_t t = first; t < SLAB; t += STEP) /* which one: new, so it is reported */
+            if (t >= from && t < to && c0 + c < rows.dim)
+                *(uint4 *)&m.x[t][c] = load_any(s, rows, start + t, c0 + c, item, which);
 }
 
 /* Least and largest of chunks first .. first + n - 1 at one place. */
@@ -208,11 +224,17 @@ __device__ void key_ends(const kivi_cuda_step &s, slab_state &m, uint64_t slab, 
     const __half inf = __ushort_as_half(0x7c00);
     __half2 low = __half2half2(inf), high = __hneg2(low);
 
-    for (uint32_t t = chunk * 32; t < chunk * 32 + 32; t++) {
+    if (slab * SLAB < s.n_sink) { /* sinks are left out */
+        const uint64_t sinks = s.n_sink - slab * SLAB;
+
+        from = sinks > from ? (uint32_t)(sinks < SLAB ? sinks : SLAB) : from;
+    }
+    from = from > chunk * 32 ? from : chunk * 32;
+    to = to < chunk * 32 + 32 ? to : chunk * 32 + 32;
+#pragma unroll 8
+    for (uint32_t t = from; t < to; t++) {
         const __half2 x = *(const __half2 *)&m.x[t][2 * pair];
 
-        if (t < from || t >= to || slab * SLAB + t < s.n_sink)
-            continue;
         low = __hmin2(low, x);
         high = __hmax2(high, x);
     }

@@ -104,37 +104,65 @@ __device__ __forceinline__ kivi_cuda_plain kivi_cuda_find_plain(const kivi_cuda_
     return plain;
 }
 
-/* A warp's units of codes in a round, on their way to shared memory: `next`, and every WARPS-th up to `end`. */
+/*
+ * What a warp does in a round of units begin .. end - 1 of codes, and of edges. Edges are dealt out from the
+ * last warp on; to those that have one less, the first `ahead`, go so many more units of codes: the first
+ * `lead` are dealt to all in turn, the rest to these.
+ */
+template <int WARPS> struct kivi_cuda_share {
+    uint32_t begin, warp, ahead, lead, n; /* n: units of codes of this warp */
+
+    __device__ __forceinline__ kivi_cuda_share(uint32_t from, uint32_t to, uint32_t n_edges)
+        : begin(from), warp(threadIdx.x / 32), ahead(WARPS - n_edges % WARPS)
+    {
+        const uint32_t n_units = to - from, extra = ahead < WARPS ? ahead * KIVI_CUDA_EDGE_COST : 0;
+        uint32_t rest;
+
+        lead = n_units > extra ? (n_units - extra) / WARPS : 0;
+        rest = n_units - lead * WARPS;
+        n = lead + (warp < ahead && warp < rest ? (rest - warp + ahead - 1) / ahead : 0);
+    }
+
+    /* The warp's unit number i. */
+    __device__ __forceinline__ uint32_t unit(uint32_t i) const
+    {
+        return begin + warp + (i < lead ? i * WARPS : lead * WARPS + (i - lead) * ahead);
+    }
+};
+
+/* A warp's units of codes, on their way to shared memory. */
 template <class shape, class F> struct kivi_cuda_stream {
     const F &f;
+    const kivi_cuda_share<shape::WARPS> &share;
     unsigned char *const mine;
     unsigned char *const *pages;
-    const unsigned char *page; /* of `next` */
-    uint32_t next, at;         /* and its place there */
-    const uint32_t end, per_page, n;
+    const unsigned char *page; /* of the next to be fetched, */
+    uint32_t at, next;         /* its place there, and its number */
+    const uint32_t per_page;
 
-    __device__ __forceinline__ kivi_cuda_stream(const F &state, unsigned char *memory, uint32_t from,
-                                                uint32_t to)
-        : f(state), mine(memory), next(from), end(to),
-          per_page(state.s.page_tokens / KIVI_CUDA_UNIT),
-          n(from < to ? (to - from + shape::WARPS - 1) / shape::WARPS : 0)
+    __device__ __forceinline__ kivi_cuda_stream(const F &state,
+                                                const kivi_cuda_share<shape::WARPS> &what,
+                                                unsigned char *memory)
+        : f(state), share(what), mine(memory), next(0), per_page(f.s.page_tokens / KIVI_CUDA_UNIT)
     {
-        pages = kivi_cuda_pages(f.s, f.item) + next / per_page;
-        at = next % per_page;
-        page = next < end ? *pages : NULL;
+        const uint32_t unit = share.unit(0);
+
+        pages = kivi_cuda_pages(f.s, f.item) + unit / per_page;
+        at = unit % per_page;
+        page = share.n ? *pages : NULL;
         for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
             fetch(i);
     }
 
     __device__ __forceinline__ void fetch(uint32_t stage)
     {
-        if (next < end)
+        if (next < share.n)
             kivi_cuda_fetch(f, mine + stage * F::BYTES, page, at, true, true);
         kivi_cuda_copy_commit();
-        next += shape::WARPS;
-        for (at += shape::WARPS; at >= per_page; at -= per_page)
+        for (at += next < share.lead ? shape::WARPS : share.ahead; at >= per_page; at -= per_page)
             pages++;
-        if (next < end)
+        next++;
+        if (next < share.n)
             page = *pages; /* long before it is used */
     }
 };
@@ -146,7 +174,7 @@ __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape,
     uint32_t stage = 0, left_out = 0;
 
 #pragma unroll 1
-    for (uint32_t i = 0; i < stream.n; i++) {
+    for (uint32_t i = 0; i < stream.share.n; i++) {
         kivi_cuda_copy_wait<shape::STAGES - 2>();
         __syncwarp();
         stream.fetch(stage == 0 ? shape::STAGES - 1 : stage - 1);
@@ -159,16 +187,18 @@ __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape,
     return left_out;
 }
 
-/* One unit after the other: those that the stream left out, then the edges from number `edge` on. */
+/* One unit after the other: those that the stream left out, then the warp's edges of n_edges. */
 template <class shape, class F>
-__device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine, uint32_t left_out,
-                                                  uint32_t first, uint32_t edge, uint32_t n_edges,
+__device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
+                                                  const kivi_cuda_share<shape::WARPS> &share,
+                                                  uint32_t left_out, uint32_t n_edges,
                                                   const kivi_cuda_segment &segment,
                                                   const kivi_cuda_plain &plain)
 {
     const uint32_t per_page = f.s.page_tokens / KIVI_CUDA_UNIT;
     const uint32_t before = plain.begin - segment.begin;
     unsigned char *const *pages = kivi_cuda_pages(f.s, f.item);
+    uint32_t edge = shape::WARPS - 1 - share.warp;
     uint32_t words = __ballot_sync(0xffffffffu, left_out != 0), word = 0, bits = 0;
 
 #pragma unroll 1
@@ -181,7 +211,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine, uin
             bits = __shfl_sync(0xffffffffu, left_out, word);
         }
         if (bits) {
-            u = first + (32 * word + __ffs(bits) - 1) * shape::WARPS;
+            u = share.unit(32 * word + __ffs(bits) - 1);
             bits &= bits - 1;
         } else if (edge < n_edges) {
             u = edge < before ? segment.begin + edge : plain.end + (edge - before);
@@ -202,13 +232,12 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
     kivi_cuda_attend_fast(const __grid_constant__ kivi_cuda_step s)
 {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
-    constexpr uint32_t ROUND = KIVI_CUDA_ROUND * shape::WARPS;
+    constexpr uint32_t ROUND = (KIVI_CUDA_ROUND - 64) * shape::WARPS; /* none has 64 more than others */
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ kivi_cuda_queries<D> queries;
     __shared__ __align__(16) float merged[shape::RESULT / 4];
     __shared__ kivi_cuda_item item;
-    const uint32_t warp = threadIdx.x / 32;
-    unsigned char *mine = shared + warp * shape::WARP_BYTES;
+    unsigned char *mine = shared + threadIdx.x / 32 * shape::WARP_BYTES;
     kivi_cuda_cursor cursor = kivi_cuda_first(s, blockIdx.x);
     kivi_cuda_segment segment;
 
@@ -223,22 +252,20 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
         uint32_t begin = plain.begin, end;
 
         do { /* a round; nearly always the only one */
-            kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
-            uint32_t edge, left_out;
-
             end = plain.end - begin < ROUND ? plain.end : begin + ROUND;
-            /* The warps that have had one unit less begin with the edges. */
-            edge = end < plain.end
-                       ? n_edges
-                       : (warp + shape::WARPS - (end - begin) % shape::WARPS) % shape::WARPS;
-            kivi_cuda_stream<shape, decltype(f)> stream(f, mine, begin + warp, end);
+            const uint32_t edges = end < plain.end ? 0 : n_edges; /* the last round has them */
+            const kivi_cuda_share<shape::WARPS> share(begin, end, edges);
+            kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
+            kivi_cuda_stream<shape, decltype(f)> stream(f, share, mine);
+            uint32_t left_out;
+
             if (begin == plain.begin) {
                 kivi_cuda_load_queries<D, KB>(s, item, segment, queries);
                 __syncthreads();
             }
             f.take_queries();
             left_out = kivi_cuda_flow<shape, precise>(f, stream);
-            kivi_cuda_trickle<shape>(f, mine, left_out, begin + warp, edge, n_edges, segment, plain);
+            kivi_cuda_trickle<shape>(f, mine, share, left_out, edges, segment, plain);
             __syncwarp();
             f.store((float *)mine);
             __syncthreads();

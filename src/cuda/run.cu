@@ -21,7 +21,7 @@ struct pending {
     size_t table_bytes;
     unsigned char *staging; /* inputs, then outputs, as they will stand on the device */
     size_t input_bytes, staging_bytes;
-    uint64_t n_tasks;
+    uint64_t n_tasks, task_cost; /* task_cost: of every task; 0 if they differ */
     uint32_t max_new, slabs;
 };
 
@@ -233,6 +233,7 @@ void fill_tables(const kivi_step *step, pending *p)
     kivi_cuda_item *items = (kivi_cuda_item *)p->tables;
     void **pages = (void **)(p->tables + p->args.pages_at);
     uint32_t n_pages = 0;
+    bool first = true;
 
     p->n_tasks = 0;
     for (size_t i = 0; i < step->n_items; i++) {
@@ -243,6 +244,13 @@ void fill_tables(const kivi_step *step, pending *p)
 
         fill_item(from, &items[i]);
         schedule(step, from, &p->args, &p->n_tasks, &items[i]);
+        if (items[i].n_tiles) {
+            if (first || p->task_cost == items[i].task_cost)
+                p->task_cost = items[i].task_cost;
+            else
+                p->task_cost = 0;
+            first = false;
+        }
         items[i].page = n_pages;
         if (n)
             memcpy(pages + n_pages, from->pages, n * sizeof *pages);
@@ -318,12 +326,21 @@ pending *new_pending(const kivi_cuda_context *c, const kivi_step *step)
 
 /* ---------------------------------------------------------------- the order */
 
-/* How the attention is split. */
-uint32_t choose_parts(const kivi_cuda_path *path, uint64_t cost)
+/* How the attention is split: so that all parts have something to do, and, if few remain idle by it, so that
+ * none begins in one task and ends in another, which costs it as much as many units. */
+uint32_t choose_parts(const kivi_cuda_path *path, const pending *p)
 {
-    const uint64_t n = cost / path->least_cost;
+    const uint64_t cost = p->args.total_cost, tasks = p->n_tasks, most = cost / path->least_cost;
+    const uint64_t n = most < 1 ? 1 : most < path->max_parts ? most : path->max_parts;
+    uint64_t even = n;
 
-    return n < 1 ? 1 : n < path->max_parts ? (uint32_t)n : path->max_parts;
+    if (p->task_cost && tasks > n)
+        even = tasks / ((tasks + n - 1) / n);
+    else if (p->task_cost && tasks)
+        even = n / tasks * tasks;
+    if (tasks > n && tasks % even)
+        even = n;
+    return (uint32_t)(even * 8 >= n * 7 ? even : n);
 }
 
 kivi_status reserve(kivi_cuda_context *c, const kivi_step *step, pending *p, kivi_error *error)
@@ -479,7 +496,7 @@ kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *e
     status = c->on_device ? take_bad(c, "in an earlier call, ", error) : KIVI_OK;
     if (status == KIVI_OK && p->n_tasks > MAX_TASKS)
         status = kivi_fail(error, KIVI_ERROR_UNSUPPORTED, "too many queries for one call");
-    p->args.n_parts = choose_parts(path, p->args.total_cost);
+    p->args.n_parts = choose_parts(path, p);
     if (status == KIVI_OK)
         status = reserve(c, step, p, error);
     kivi_lock_release(&c->lock);

@@ -22,6 +22,12 @@ struct kivi_cuda_cursor {
     uint32_t item;
 };
 
+/* Costs nearly always fit 32 bits, and dividing those takes a tenth of the instructions. */
+__device__ __forceinline__ uint64_t kivi_cuda_divide(uint64_t a, uint64_t b)
+{
+    return (a | b) >> 32 ? a / b : (uint32_t)a / (uint32_t)b;
+}
+
 /* Cost at which a unit of a task starts: codes first, then rows. */
 __device__ __forceinline__ uint64_t kivi_cuda_unit_start(const kivi_cuda_item &item, uint32_t unit)
 {
@@ -35,19 +41,20 @@ __device__ __forceinline__ uint32_t kivi_cuda_unit_at(const kivi_cuda_item &item
 {
     if (cost <= item.n_cheap)
         return (uint32_t)cost;
-    cost = (cost - item.n_cheap + KIVI_CUDA_EDGE_COST - 1) / KIVI_CUDA_EDGE_COST + item.n_cheap;
+    cost = kivi_cuda_divide(cost - item.n_cheap + KIVI_CUDA_EDGE_COST - 1, KIVI_CUDA_EDGE_COST)
+           + item.n_cheap;
     return cost < item.n_units ? (uint32_t)cost : item.n_units;
 }
 
 __device__ __forceinline__ uint64_t kivi_cuda_share_start(const kivi_cuda_step &s, uint32_t part)
 {
-    return part * s.total_cost / s.n_parts;
+    return kivi_cuda_divide(part * s.total_cost, s.n_parts);
 }
 
 /* The part whose share holds `cost`. */
 __device__ __forceinline__ uint32_t kivi_cuda_part_at(const kivi_cuda_step &s, uint64_t cost)
 {
-    return (uint32_t)(((cost + 1) * s.n_parts - 1) / s.total_cost);
+    return (uint32_t)kivi_cuda_divide((cost + 1) * s.n_parts - 1, s.total_cost);
 }
 
 __device__ __forceinline__ kivi_cuda_cursor kivi_cuda_first(const kivi_cuda_step &s, uint32_t part)
@@ -109,7 +116,7 @@ __device__ __forceinline__ bool kivi_cuda_next(const kivi_cuda_step &s, kivi_cud
 
         c.item = kivi_cuda_item_at(s, c.item, c.at);
         item = &items[c.item];
-        task = (uint32_t)((c.at - item->cost_before) / item->task_cost);
+        task = (uint32_t)kivi_cuda_divide(c.at - item->cost_before, item->task_cost);
         local = c.at - item->cost_before - task * item->task_cost;
         stop = c.end - c.at < item->task_cost - local ? local + (c.end - c.at) : item->task_cost;
         g.begin = kivi_cuda_unit_at(*item, local);

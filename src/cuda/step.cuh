@@ -13,7 +13,7 @@
 
 #define KIVI_CUDA_ROWS 8u        /* query rows of a tile: what one tensor core product takes */
 #define KIVI_CUDA_UNIT 32u       /* tokens of a unit, the grain of the split over tokens */
-#define KIVI_CUDA_EDGE_COST 5u   /* cost of a unit of f16 rows, in units of codes */
+#define KIVI_CUDA_EDGE_COST 8u   /* cost of a unit of f16 rows, in units of codes */
 #define KIVI_CUDA_INLINE 3328u   /* bytes of tables that fit in the kernel's arguments */
 #define KIVI_CUDA_NOT_BAD UINT64_MAX
 
