@@ -519,7 +519,7 @@ __device__ void store_rows(const kivi_cuda_step &s, const kivi_cuda_rows &rows, 
 }
 
 /* Grid: (slabs at a time, keys and values of each head, items). */
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 3)
     append(const __grid_constant__ kivi_cuda_step s, bool quantize, bool store)
 {
     __shared__ slab_state m;

@@ -48,9 +48,9 @@ __device__ __forceinline__ void kivi_cuda_load_pairs(uint32_t x[n], const unsign
 }
 
 /* The largest of the lane's share, four, of n f16 numbers, none below 0 and n at most 128: its bits. */
-__device__ __forceinline__ uint32_t kivi_cuda_own_largest(const unsigned char *scales, uint32_t n)
+__device__ __forceinline__ uint32_t kivi_cuda_own_largest(const unsigned char *scales, uint32_t n,
+                                                          uint32_t lane)
 {
-    const uint32_t lane = threadIdx.x % 32;
     uint32_t x;
 
     if (lane * 4 >= n)
@@ -62,9 +62,10 @@ __device__ __forceinline__ uint32_t kivi_cuda_own_largest(const unsigned char *s
 }
 
 /* Of all n. */
-__device__ __forceinline__ uint32_t kivi_cuda_largest(const unsigned char *scales, uint32_t n)
+__device__ __forceinline__ uint32_t kivi_cuda_largest(const unsigned char *scales, uint32_t n,
+                                                      uint32_t lane)
 {
-    return __reduce_max_sync(0xffffffffu, kivi_cuda_own_largest(scales, n));
+    return __reduce_max_sync(0xffffffffu, kivi_cuda_own_largest(scales, n, lane));
 }
 
 /* k such that 2^k times an f16 of these bits has exponent `exponent`, as far as 2^k is an f16 itself. */
@@ -157,9 +158,9 @@ __device__ __forceinline__ void kivi_cuda_bias(const F &f, const unsigned char *
         for (int j = 0; j < F::KJ; j++) {
             const int r = w * (F::KN / 2) + 2 * j;
 
-            kivi_cuda_mma(part[j], min[2 * j], 0, min[2 * j + 1], 0, f.q[r], f.q[r + 1]);
+            kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], f.q[r], f.q[r + 1]);
             if (precise)
-                kivi_cuda_mma(part[j], min[2 * j], 0, min[2 * j + 1], 0, q_low[r], q_low[r + 1]);
+                kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], q_low[r], q_low[r + 1]);
         }
     }
     /* Rows g of the product are all alike: lane 4 g + t already has what it needs. */
@@ -232,7 +233,7 @@ template <class F>
 __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
                                                          float score[4][2])
 {
-    const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM), 11);
+    const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), 11);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
     float sum[2][4] = {}, bias[2];
     uint32_t q_low[F::QR];
@@ -253,8 +254,9 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
 template <class F>
 __device__ __forceinline__ bool kivi_cuda_is_usual(const F &f, const unsigned char *shared)
 {
-    const uint32_t k = kivi_cuda_own_largest(shared + F::K_SCALES, F::DIM);
-    const uint32_t v = kivi_cuda_own_largest(shared + F::V_SCALES, f.s.v.n_groups * 32);
+    const uint32_t k = kivi_cuda_own_largest(shared + F::K_SCALES, F::DIM, f.lane);
+    const uint32_t v =
+        kivi_cuda_own_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
 
     return __all_sync(0xffffffffu, k <= 0x6bfdu && v < 0x4400u)           /* 4090 and 4 */
            && __any_sync(0xffffffffu, k >= 0x1c00u)                       /* 2^-8 */
@@ -303,11 +305,11 @@ __device__ __forceinline__ void kivi_cuda_sum_rest(F &f, const unsigned char *sh
     }
     if (f.g == 7)
         x = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
-    kivi_cuda_mma(to, x.x, 0, x.y, 0, f.p[0], f.p[1]);
-    kivi_cuda_mma(to, x.z, 0, x.w, 0, f.p[2], f.p[3]);
+    kivi_cuda_mma_upper(to, x.x, x.y, f.p[0], f.p[1]);
+    kivi_cuda_mma_upper(to, x.z, x.w, f.p[2], f.p[3]);
     if (precise) {
-        kivi_cuda_mma(to, x.x, 0, x.y, 0, f.p_low[0], f.p_low[1]);
-        kivi_cuda_mma(to, x.z, 0, x.w, 0, f.p_low[2], f.p_low[3]);
+        kivi_cuda_mma_upper(to, x.x, x.y, f.p_low[0], f.p_low[1]);
+        kivi_cuda_mma_upper(to, x.z, x.w, f.p_low[2], f.p_low[3]);
 #pragma unroll
         for (int j = 0; j < 4; j++)
             f.rest[j] += part[j];
@@ -426,7 +428,8 @@ __device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *s
                 w_low[k] = kivi_cuda_mul2(w_low[k], down);
         }
     if (precise) {
-        const uint32_t largest = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32);
+        const uint32_t largest =
+            kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
         const int k = kivi_cuda_raise(largest, 0);
 
         kivi_cuda_sum_products<true>(f, shared, w, w_low, kivi_cuda_power2(k),

@@ -28,11 +28,11 @@ __device__ __forceinline__ uint2 kivi_cuda_row_quad(const uint4 *rows, uint32_t 
 /* Starts to copy SLICE channels from c0 on of the unit's rows; tokens that are none are zeros. */
 template <int SLICE>
 __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_rows &rows, uint32_t u,
-                                                     uint32_t c0)
+                                                     uint32_t c0, uint32_t lane)
 {
     constexpr uint32_t PER_ROW = SLICE / 8, STEP = 32 / PER_ROW;
     const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
-    const uint32_t at = (uint32_t)(unit % rows.ring_length), lane = threadIdx.x % 32;
+    const uint32_t at = (uint32_t)(unit % rows.ring_length);
     const uint32_t chunk = lane % PER_ROW, first = lane / PER_ROW;
     const bool aligned = kivi_cuda_rows_are_f16(rows, UINT64_MAX);
 
@@ -172,13 +172,14 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
     float score[4][2] = {};
     uint32_t keep[4];
 
+    f.find_lane();
     __syncwarp();
     if (k_codes || v_codes)
         kivi_cuda_fetch(f, shared, page, at, k_codes, v_codes);
     if (k_rows) {
         const kivi_cuda_rows from = kivi_cuda_key_rows(f.s, f.item, f.head);
 
-        kivi_cuda_fetch_rows<SLICE>(rows, from, u, 0);
+        kivi_cuda_fetch_rows<SLICE>(rows, from, u, 0, f.lane);
         kivi_cuda_wait_for_all();
         if (k_codes) {
             kivi_cuda_precise_scores(f, shared, score);
@@ -194,7 +195,7 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
             if (c0 == F::DIM)
                 break;
             __syncwarp();
-            kivi_cuda_fetch_rows<SLICE>(rows, from, u, c0);
+            kivi_cuda_fetch_rows<SLICE>(rows, from, u, c0, f.lane);
             kivi_cuda_wait_for_all();
         }
     } else {
@@ -203,7 +204,7 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
     }
     __syncwarp();
     if (v_rows) /* while the weights are made */
-        kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, 0);
+        kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, 0, f.lane);
     kivi_cuda_copy_commit();
     f.cap(score);
     f.hide(u, score);
@@ -217,7 +218,8 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
         for (int c0 = 0; c0 < F::DIM; c0 += SLICE) {
             if (c0 > 0) {
                 __syncwarp();
-                kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, c0);
+                kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, c0,
+                                            f.lane);
             }
             kivi_cuda_wait_for_all();
             kivi_cuda_sum_rows<SLICE>(f, rows, c0 / 32, keep);

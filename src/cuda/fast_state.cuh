@@ -51,9 +51,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
                                               const kivi_cuda_queries<D> &from)
         : s(step), item(at), queries(from), head(segment.head), tile(segment.tile)
     {
-        lane = threadIdx.x % 32;
-        g = lane / 4;
-        t = lane % 4;
+        find_lane();
         group_shift = 31 - __clz(step.v.group_size / 32);
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -66,6 +64,13 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
 #pragma unroll
         for (int j = 0; j < 4; j++)
             rest[j] = 0;
+    }
+
+    __device__ __forceinline__ void find_lane()
+    {
+        lane = kivi_cuda_lane();
+        g = lane / 4;
+        t = lane % 4;
     }
 
     /* Once the block's queries are there. */

@@ -21,6 +21,27 @@ __device__ __forceinline__ void kivi_cuda_mma(float d[4], uint32_t a0, uint32_t 
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
+/* The same where only d0 and d1 are wanted: rows g + 8 of a may be anything, and so may d2 and d3. */
+__device__ __forceinline__ void kivi_cuda_mma_upper(float d[4], uint32_t a0, uint32_t a2, uint32_t b0,
+                                                    uint32_t b1)
+{
+    asm("{\n\t.reg .b32 any;\n\t"
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, any, %5, any}, "
+        "{%6, %7}, {%0, %1, %2, %3};\n\t}"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a2), "r"(b0), "r"(b1));
+}
+
+/* The thread's place in its warp. Volatile: what follows from it is computed where it is needed, and not kept
+ * from a kernel's beginning on, in local memory. */
+__device__ __forceinline__ uint32_t kivi_cuda_lane()
+{
+    uint32_t lane;
+
+    asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+    return lane;
+}
+
 /* Transposes an 8x8 matrix of 16-bit numbers: lane 4 g + t gives row g, columns 2t and 2t+1. */
 __device__ __forceinline__ uint32_t kivi_cuda_transpose(uint32_t x)
 {
