@@ -124,6 +124,16 @@ KIVI_INLINE float vf_largest(VF a)
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+/* Lane i is the sum of vector i, of LANES vectors. */
+KIVI_INLINE VF vf_sums(const VF *a)
+{
+    const VF low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    const VF high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+
+    return vf_add(_mm256_permute2f128_ps(low, high, 0x20),
+                  _mm256_permute2f128_ps(low, high, 0x31));
+}
+
 /* ----------------------------------------------------------- half precision */
 
 KIVI_INLINE VF vf_load_half(const uint16_t *p)

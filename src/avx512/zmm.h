@@ -97,6 +97,30 @@ KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, n
 KIVI_INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
 KIVI_INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
 
+/* Of four vectors: lane j of every quarter is vector j's sum of that quarter. */
+KIVI_INLINE VF sums_of_four(const VF *a)
+{
+    const VF x = vf_add(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
+    const VF y = vf_add(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
+    const __m512d u = _mm512_castps_pd(x), v = _mm512_castps_pd(y);
+
+    return vf_add(_mm512_castpd_ps(_mm512_unpacklo_pd(u, v)),
+                  _mm512_castpd_ps(_mm512_unpackhi_pd(u, v)));
+}
+
+/* The sums of neighbouring quarters, those of a before those of b. */
+KIVI_INLINE VF sums_of_quarters(VF a, VF b)
+{
+    return vf_add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* Lane i is the sum of vector i, of LANES vectors. */
+KIVI_INLINE VF vf_sums(const VF *a)
+{
+    return sums_of_quarters(sums_of_quarters(sums_of_four(a), sums_of_four(a + 4)),
+                            sums_of_quarters(sums_of_four(a + 8), sums_of_four(a + 12)));
+}
+
 /* ----------------------------------------------------------- half precision */
 
 KIVI_INLINE VF vf_load_half(const uint16_t *p)

@@ -25,6 +25,16 @@ static inline void kivi_prefetch(const void *address)
 #endif
 }
 
+/* The same for a line that is read next but for a few thousand bytes. */
+static inline void kivi_prefetch_close(const void *address)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(address, 0, 3);
+#else
+    (void)address;
+#endif
+}
+
 struct kivi_kernels {
     const char *name, *description;
 
@@ -65,11 +75,11 @@ struct kivi_kernels {
     /* The same two over f16 rows, `stride` elements apart. q_stride and out_stride are elements
      * from one row to the next. dim is a multiple of 8. */
     void (*f16_scores)(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                       const uint16_t *rows, size_t stride, uint32_t n_tokens, float *scores,
-                       size_t ld);
+                       const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
+                       float *scores, size_t ld);
     void (*f16_accumulate)(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
-                           const uint16_t *rows, size_t stride, uint32_t n_tokens, float *out,
-                           size_t out_stride);
+                           const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                           const void *next, float *out, size_t out_stride);
 
     /* x = cap * tanh(x / cap). Relative error 1e-6. */
     void (*softcap)(float *x, size_t n, float cap);

@@ -119,6 +119,12 @@ KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }
 KIVI_INLINE float vf_sum(VF a) { return vaddvq_f32(a); }
 KIVI_INLINE float vf_largest(VF a) { return vmaxvq_f32(a); }
 
+/* Lane i is the sum of vector i, of LANES vectors. */
+KIVI_INLINE VF vf_sums(const VF *a)
+{
+    return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3]));
+}
+
 /* ----------------------------------------------------------- half precision */
 
 /* Conversions belong to the baseline; the FP16 extension adds arithmetic, which nothing here wants. */

@@ -21,9 +21,10 @@
 
 #include "../kernels.h"
 
-/* A loop of few turns whose variables are to stay in registers. */
+/* A loop of few turns whose variables are to stay in registers. Clang's plain "unroll" may come too late for
+ * that. */
 #if defined(__clang__)
-#define KIVI_UNROLL _Pragma("unroll")
+#define KIVI_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define KIVI_UNROLL _Pragma("GCC unroll 32")
 #endif
