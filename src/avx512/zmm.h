@@ -152,4 +152,11 @@ KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }
 KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm512_madd_epi16(a, _mm512_set1_epi16(x)); }
 KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm512_set1_epi8(15)); }
 
+/* ---------------------------------------------- what simd/checksum.h needs */
+
+#define HAS_CRC32C
+
+KIVI_INLINE uint32_t crc_add1(uint32_t crc, uint8_t x) { return _mm_crc32_u8(crc, x); }
+KIVI_INLINE uint32_t crc_add8(uint32_t crc, uint64_t x) { return (uint32_t)_mm_crc32_u64(crc, x); }
+
 #endif

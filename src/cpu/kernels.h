@@ -4,7 +4,7 @@
  * threads or read the environment.
  *
  * The vector tables are made of the templates in src/cpu/simd. Equality classes (docs/numerics.md):
- * to_f16 and quantize_* equal the scalar table bit for bit; attention is within the bound of its
+ * to_f16, quantize_* and crc32c equal the scalar table bit for bit; attention is within the bound of its
  * precision of exact arithmetic.
  */
 #ifndef KIVI_KERNELS_H
@@ -92,6 +92,9 @@ struct kivi_kernels {
 
     /* x *= factor. */
     void (*scale)(float *x, size_t n, float factor);
+
+    /* kivi_crc32c (../core/crc32c.h). */
+    uint32_t (*crc32c)(uint32_t crc, const void *data, size_t bytes);
 };
 
 extern const struct kivi_kernels kivi_kernels_scalar;

@@ -144,4 +144,16 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
 
+/* ---------------------------------------------- what simd/checksum.h needs */
+
+/* Part of every CPU with the dot product, and optional before. */
+#if defined(__ARM_FEATURE_CRC32) && defined(__AARCH64EL__)
+#include <arm_acle.h>
+
+#define HAS_CRC32C
+
+KIVI_INLINE uint32_t crc_add1(uint32_t crc, uint8_t x) { return __crc32cb(crc, x); }
+KIVI_INLINE uint32_t crc_add8(uint32_t crc, uint64_t x) { return __crc32cd(crc, x); }
+#endif
+
 #endif

@@ -10,6 +10,7 @@
  *                    vd_unsigned of codes of up to 4 bits with unsigned digits; up to
  *                    DOTS_SIGNED(bits) or DOTS_UNSIGNED(bits) of them before vd_sum gives the lanes'
  *                    sums of 32 bits
+ *   HAS_CRC32C       if there are instructions for it: crc_add1, crc_add8
  *
  * src/avx2/ymm.h is one to compare with.
  */
@@ -34,6 +35,13 @@
 #include "quantizer.h"
 #include "softmax.h"
 
+#if defined(HAS_CRC32C)
+#include "checksum.h"
+#else
+#include "../../core/crc32c.h"
+#define checksum kivi_crc32c
+#endif
+
 #define KIVI_SIMD_TABLE(variable, title, about, features)                                          \
     const struct kivi_kernels variable = {                                                         \
         .name = title,                                                                             \
@@ -50,6 +58,7 @@
         .max = largest,                                                                            \
         .exp_sum = exp_sum,                                                                        \
         .scale = scale,                                                                            \
+        .crc32c = checksum,                                                                        \
     }
 
 #endif
