@@ -19,17 +19,6 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-/* Asks for a row that is read soon: rows of one head lie apart, which is no pattern that a CPU follows. */
-#define ROWS_AHEAD 16u
-
-static void prefetch_row(const char *row, size_t bytes)
-{
-    size_t i;
-
-    for (i = 0; i < bytes; i += 64)
-        kivi_prefetch_close(row + i);
-}
-
 /* Rows begin .. end - 1 of a head to f16. */
 static void stage_rows(struct kivi_plan *plan, struct kivi_part *part, size_t index, uint64_t begin,
                        uint64_t end, uint32_t head, const kivi_in *in, uint16_t *to, uint32_t dim,
@@ -43,8 +32,6 @@ static void stage_rows(struct kivi_plan *plan, struct kivi_part *part, size_t in
     for (t = begin; t < end; t++) {
         const char *row = rows + (ptrdiff_t)t * stride;
 
-        if (t + ROWS_AHEAD < end)
-            prefetch_row(row + (ptrdiff_t)ROWS_AHEAD * stride, dim * size);
         if (plan->kernels->to_f16[in->dtype](to + (size_t)t * dim, row, dim) || part->bad_name)
             continue;
         part->bad_name = name;
