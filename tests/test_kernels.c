@@ -536,15 +536,17 @@ static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, 
     snprintf(what, sizeof what, "f16: dimension %u, %u rows, %u tokens, fill %d", dim, n_rows,
              tokens, fill);
     for (i = 0; i < n_tables; i++) {
+        const void *next = rng_below(rng, 2) ? rows + 1 : NULL;
         float *got = guard_new(rng, ((n_rows - 1) * ld + tokens) * sizeof *got, 4);
         float *out = guard_new(rng, ((n_rows - 1) * out_stride + dim) * sizeof *out, 4);
 
-        tables[i]->f16_scores(dim, q, q_stride, n_rows, rows, stride, tokens, got, ld);
+        tables[i]->f16_scores(dim, q, q_stride, n_rows, rows, stride, tokens, next, got, ld);
         check_rows(scores, n_rows, tokens, got, NULL, ld, i, KIVI_PRECISE, RULE_RANDOM, unused,
                    what);
         for (r = 0; r < n_rows; r++)
             memset(out + r * out_stride, 0, dim * sizeof *out);
-        tables[i]->f16_accumulate(dim, p, ld, n_rows, rows, stride, tokens, out, out_stride);
+        tables[i]->f16_accumulate(dim, p, ld, n_rows, rows, stride, tokens, next, out,
+                                  out_stride);
         check_rows(sums, n_rows, dim, out, NULL, out_stride, i, KIVI_PRECISE, RULE_RANDOM, unused,
                    what);
         for (r = 0; r + 1 < n_rows; r++) {

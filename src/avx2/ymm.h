@@ -108,6 +108,8 @@ KIVI_INLINE VF vf_bits(VI a) { return _mm256_castsi256_ps(a); }
 KIVI_INLINE VM vm_equal(VF a, VF b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 KIVI_INLINE VM vm_less(VF a, VF b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
 KIVI_INLINE int vm_any(VM m) { return _mm256_movemask_ps(m) != 0; }
+/* n, and 1 more where m. */
+KIVI_INLINE VI vi_count(VI n, VM m) { return _mm256_sub_epi32(n, _mm256_castps_si256(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm256_blendv_ps(no, yes, m); }
 
 KIVI_INLINE float vf_sum(VF a)
@@ -122,6 +124,16 @@ KIVI_INLINE float vf_largest(VF a)
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+/* Lane i is the sum of vector i, of LANES vectors. */
+KIVI_INLINE VF vf_sums(const VF *a)
+{
+    const VF low = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    const VF high = _mm256_hadd_ps(_mm256_hadd_ps(a[4], a[5]), _mm256_hadd_ps(a[6], a[7]));
+
+    return vf_add(_mm256_permute2f128_ps(low, high, 0x20),
+                  _mm256_permute2f128_ps(low, high, 0x31));
 }
 
 /* ----------------------------------------------------------- half precision */
@@ -152,5 +164,12 @@ KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm256_add_epi16(a, b); }
 /* The sum of neighbouring 16 bits, times x. */
 KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm256_madd_epi16(a, _mm256_set1_epi16(x)); }
 KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm256_set1_epi8(15)); }
+
+/* ---------------------------------------------- what simd/checksum.h needs */
+
+#define HAS_CRC32C
+
+KIVI_INLINE uint32_t crc_add1(uint32_t crc, uint8_t x) { return _mm_crc32_u8(crc, x); }
+KIVI_INLINE uint32_t crc_add8(uint32_t crc, uint64_t x) { return (uint32_t)_mm_crc32_u64(crc, x); }
 
 #endif

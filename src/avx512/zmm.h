@@ -92,10 +92,36 @@ KIVI_INLINE VF vf_bits(VI a) { return _mm512_castsi512_ps(a); }
 KIVI_INLINE VM vm_equal(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 KIVI_INLINE VM vm_less(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
 KIVI_INLINE int vm_any(VM m) { return m != 0; }
+/* n, and 1 more where m. */
+KIVI_INLINE VI vi_count(VI n, VM m) { return _mm512_mask_add_epi32(n, m, n, vi_set(1)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, no, yes); }
 
 KIVI_INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
 KIVI_INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
+
+/* Of four vectors: lane j of every quarter is vector j's sum of that quarter. */
+KIVI_INLINE VF sums_of_four(const VF *a)
+{
+    const VF x = vf_add(_mm512_unpacklo_ps(a[0], a[1]), _mm512_unpackhi_ps(a[0], a[1]));
+    const VF y = vf_add(_mm512_unpacklo_ps(a[2], a[3]), _mm512_unpackhi_ps(a[2], a[3]));
+    const __m512d u = _mm512_castps_pd(x), v = _mm512_castps_pd(y);
+
+    return vf_add(_mm512_castpd_ps(_mm512_unpacklo_pd(u, v)),
+                  _mm512_castpd_ps(_mm512_unpackhi_pd(u, v)));
+}
+
+/* The sums of neighbouring quarters, those of a before those of b. */
+KIVI_INLINE VF sums_of_quarters(VF a, VF b)
+{
+    return vf_add(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+
+/* Lane i is the sum of vector i, of LANES vectors. */
+KIVI_INLINE VF vf_sums(const VF *a)
+{
+    return sums_of_quarters(sums_of_quarters(sums_of_four(a), sums_of_four(a + 4)),
+                            sums_of_quarters(sums_of_four(a + 8), sums_of_four(a + 12)));
+}
 
 /* ----------------------------------------------------------- half precision */
 
@@ -125,5 +151,12 @@ KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }
 /* The sum of neighbouring 16 bits, times x. */
 KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm512_madd_epi16(a, _mm512_set1_epi16(x)); }
 KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm512_set1_epi8(15)); }
+
+/* ---------------------------------------------- what simd/checksum.h needs */
+
+#define HAS_CRC32C
+
+KIVI_INLINE uint32_t crc_add1(uint32_t crc, uint8_t x) { return _mm_crc32_u8(crc, x); }
+KIVI_INLINE uint32_t crc_add8(uint32_t crc, uint64_t x) { return (uint32_t)_mm_crc32_u64(crc, x); }
 
 #endif

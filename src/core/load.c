@@ -5,9 +5,11 @@
  */
 #include <string.h>
 
+#include "../cpu/kernels.h"
 #include "crc32c.h"
 #include "format.h"
 #include "half.h"
+#include "registry.h"
 
 #define BUFFER_BYTES ((size_t)1 << 18)
 #define MAX_HEAD_TOKENS ((uint64_t)1 << 52) /* tokens times kv heads: sizes then fit 64 bits */
@@ -20,6 +22,7 @@ struct reader {
     unsigned char *buffer; /* BUFFER_BYTES */
     size_t begin, end;     /* what of it has been read and not yet taken */
     uint64_t left;         /* of the section, not yet read */
+    const struct kivi_kernels *kernels;
     uint32_t crc;
 };
 
@@ -62,7 +65,7 @@ static kivi_status take(struct reader *r, size_t bytes, unsigned char **data, ki
         status = read_bytes(r, r->buffer + kept, more, error);
         if (status != KIVI_OK)
             return status;
-        r->crc = kivi_crc32c(r->crc, r->buffer + kept, more);
+        r->crc = r->kernels->crc32c(r->crc, r->buffer + kept, more);
         r->left -= more;
         r->begin = 0;
         r->end = kept + more;
@@ -361,7 +364,10 @@ static kivi_status get_sequences(struct reader *r, size_t n, kivi_seq *old_seqs,
 static kivi_status load(kivi_cache *cache, kivi_read_fn read, void *context, kivi_seq *old_seqs,
                         kivi_seq *new_seqs, size_t capacity, size_t *n, kivi_error *error)
 {
-    struct reader r = {.cache = cache, .read = read, .context = context};
+    struct reader r = {.cache = cache,
+                       .read = read,
+                       .context = context,
+                       .kernels = kivi_host_kernels(cache->backend)};
     uint64_t n_sequences = 0;
     kivi_status status;
 

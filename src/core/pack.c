@@ -60,9 +60,8 @@ static const struct kivi_kernels *best_kernels(void)
 {
     const char *why;
     kivi_error ignored;
-    const struct kivi_backend *backend = kivi_backend_choose(NULL, &why, &ignored);
 
-    return backend && backend->kernels ? backend->kernels : &kivi_kernels_scalar;
+    return kivi_host_kernels(kivi_backend_choose(NULL, &why, &ignored));
 }
 
 kivi_status kivi_pack(const kivi_packing *packing, kivi_in rows, void *packed, kivi_error *error)

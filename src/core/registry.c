@@ -39,6 +39,12 @@ static size_t best_index(void)
     return 0;
 }
 
+const struct kivi_kernels *kivi_host_kernels(const struct kivi_backend *backend)
+{
+    return backend && backend->kernels ? backend->kernels
+                                       : kivi_cpu_backends[best_index()]->kernels;
+}
+
 kivi_status kivi_backend_get(size_t index, kivi_backend_info *info, kivi_error *error)
 {
     const struct kivi_backend *backend;

@@ -10,6 +10,9 @@
 const struct kivi_backend *kivi_backend_choose(const char *name, const char **why,
                                                kivi_error *error);
 
+/* The kernels for work on host memory beside a backend: its own, or where it has none the best of the CPU. */
+const struct kivi_kernels *kivi_host_kernels(const struct kivi_backend *backend);
+
 /* The CUDA module's backend, loaded once; NULL and *reason if there is none. Implemented by module.c. */
 const struct kivi_backend *kivi_module_load(const char **reason);
 

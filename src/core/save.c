@@ -1,8 +1,10 @@
 /* Writing sequences in the format of docs/format.md. */
 #include <string.h>
 
+#include "../cpu/kernels.h"
 #include "crc32c.h"
 #include "format.h"
+#include "registry.h"
 
 #define BUFFER_BYTES ((size_t)1 << 18)
 
@@ -13,6 +15,7 @@ struct writer {
     void *context;
     unsigned char *buffer; /* BUFFER_BYTES */
     size_t used;
+    const struct kivi_kernels *kernels;
     uint32_t crc;
     size_t
         unsummed; /* bytes at the buffer's start that are in the checksum already, or not to be */
@@ -20,7 +23,7 @@ struct writer {
 
 static kivi_status flush(struct writer *w, kivi_error *error)
 {
-    w->crc = kivi_crc32c(w->crc, w->buffer + w->unsummed, w->used - w->unsummed);
+    w->crc = w->kernels->crc32c(w->crc, w->buffer + w->unsummed, w->used - w->unsummed);
     w->unsummed = 0;
     if (w->used && w->write(w->context, w->buffer, w->used) != 0)
         return kivi_fail(error, KIVI_ERROR_IO, "the write callback failed");
@@ -56,7 +59,7 @@ static kivi_status end_section(struct writer *w, kivi_error *error)
     unsigned char crc[4];
     kivi_status status;
 
-    w->crc = kivi_crc32c(w->crc, w->buffer + w->unsummed, w->used - w->unsummed);
+    w->crc = w->kernels->crc32c(w->crc, w->buffer + w->unsummed, w->used - w->unsummed);
     kivi_put32(crc, w->crc);
     w->unsummed = w->used;
     status = put(w, crc, sizeof crc, error);
@@ -214,7 +217,10 @@ static void mark_reading(const struct kivi_cache *cache, struct kivi_sequence *s
 static kivi_status save(kivi_cache *cache, struct kivi_sequence *const *sequences, size_t n,
                         kivi_write_fn write, void *context, kivi_error *error)
 {
-    struct writer w = {.cache = cache, .write = write, .context = context};
+    struct writer w = {.cache = cache,
+                       .write = write,
+                       .context = context,
+                       .kernels = kivi_host_kernels(cache->backend)};
     unsigned char header[KIVI_HEADER_BYTES];
     kivi_status status;
     size_t i;

@@ -118,7 +118,7 @@ static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
 
         if (run.stride) {
             kernels->f16_scores(l->dim, w->part->q, l->dim_pad, task->n_rows, run.data, run.stride,
-                                (uint32_t)n, scores, KIVI_CHUNK);
+                                (uint32_t)n, packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK);
         } else {
             n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
             kernels->k_scores(l, w->part->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
@@ -130,7 +130,7 @@ static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
     if (begin < sinks) /* in full precision whatever their codes are */
         kernels->f16_scores(l->dim, w->part->q, l->dim_pad, task->n_rows,
                             kivi_sink_key(step->geometry, item->window, task->kv_head, begin),
-                            l->dim, (uint32_t)(min_u64(sinks, end) - begin), w->part->scores,
+                            l->dim, (uint32_t)(min_u64(sinks, end) - begin), NULL, w->part->scores,
                             KIVI_CHUNK);
 }
 
@@ -208,7 +208,7 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
 
         n = min_u64(run.n_tokens, end - t);
         kernels->f16_accumulate(l->dim, part->scores + (t - begin), KIVI_CHUNK, task->n_rows,
-                                run.data, run.stride, (uint32_t)n, part->out, l->dim_pad);
+                                run.data, run.stride, (uint32_t)n, NULL, part->out, l->dim_pad);
     }
     if (begin >= packed)
         return;
@@ -217,22 +217,22 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
     if (begin < sinks) {
         kernels->f16_accumulate(l->dim, part->scores, KIVI_CHUNK, task->n_rows,
                                 kivi_sink_value(step->geometry, item->window, task->kv_head, begin),
-                                l->dim, (uint32_t)(sinks - begin), part->out, l->dim_pad);
+                                l->dim, (uint32_t)(sinks - begin), NULL, part->out, l->dim_pad);
         clear_weights(w, 0, sinks - begin);
     }
     for (t = begin; t < packed; t += n) {
         const struct kivi_run_of_tokens run =
             kivi_find_values(w->plan, task->item, task->kv_head, t);
         const float *weights = part->scores + (t - begin);
+        const void *next = packed_at(w, t + KIVI_CHUNK, kivi_find_keys);
 
         n = min_u64(run.n_tokens, packed - t);
         if (run.stride)
             kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data, run.stride,
-                                    (uint32_t)n, part->out, l->dim_pad);
+                                    (uint32_t)n, next, part->out, l->dim_pad);
         else
-            kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data, (uint32_t)n,
-                                  packed_at(w, t + KIVI_CHUNK, kivi_find_keys), part->out,
-                                  step->attention.precision);
+            kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data, (uint32_t)n, next,
+                                  part->out, step->attention.precision);
     }
 }
 

@@ -71,8 +71,8 @@ struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t 
 struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi_step *step,
                                  const kivi_allocator *allocator);
 
-/* The work of one part: new rows to f16, attention, merging and quantizing. In this order, each after
- * all parts of the one before. Nothing that is visible changes. */
+/* The work of one part: new rows to f16 (and what only appends is quantized at once), attention, merging
+ * and quantizing. In this order, each after all parts of the one before. Nothing that is visible changes. */
 void kivi_stage_part(struct kivi_plan *plan, uint32_t part);
 void kivi_attend_part(struct kivi_plan *plan, uint32_t part);
 void kivi_finish_part(struct kivi_plan *plan, uint32_t part);

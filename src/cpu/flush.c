@@ -19,17 +19,18 @@ static uint64_t max_u64(uint64_t a, uint64_t b)
     return a > b ? a : b;
 }
 
-static void stage_rows(struct kivi_plan *plan, uint32_t part_index, size_t index, uint64_t begin,
+/* Rows begin .. end - 1 of a head to f16. */
+static void stage_rows(struct kivi_plan *plan, struct kivi_part *part, size_t index, uint64_t begin,
                        uint64_t end, uint32_t head, const kivi_in *in, uint16_t *to, uint32_t dim,
                        const char *name)
 {
-    const size_t sizes[] = {4, 2, 2};
-    struct kivi_part *part = &plan->parts[part_index];
+    const size_t sizes[] = {4, 2, 2}, size = sizes[in->dtype];
+    const ptrdiff_t stride = in->token_stride * (ptrdiff_t)size;
+    const char *rows = (const char *)in->data + (ptrdiff_t)head * in->head_stride * (ptrdiff_t)size;
     uint64_t t;
 
     for (t = begin; t < end; t++) {
-        const ptrdiff_t at = (ptrdiff_t)t * in->token_stride + (ptrdiff_t)head * in->head_stride;
-        const char *row = (const char *)in->data + at * (ptrdiff_t)sizes[in->dtype];
+        const char *row = rows + (ptrdiff_t)t * stride;
 
         if (plan->kernels->to_f16[in->dtype](to + (size_t)t * dim, row, dim) || part->bad_name)
             continue;
@@ -37,32 +38,6 @@ static void stage_rows(struct kivi_plan *plan, uint32_t part_index, size_t index
         part->bad_item = index;
         part->bad_token = t;
         part->bad_head = head;
-    }
-}
-
-void kivi_stage_part(struct kivi_plan *plan, uint32_t part)
-{
-    const struct kivi_step *step = plan->step;
-    const struct kivi_geometry *g = step->geometry;
-    uint64_t turn = 0, t;
-    uint32_t head;
-    size_t i;
-
-    for (i = 0; i < step->n_items; i++) {
-        const kivi_item *io = &step->items[i].io;
-
-        for (t = 0; t < io->n_new; t += SLAB) {
-            const uint64_t end = min_u64(t + SLAB, io->n_new);
-
-            for (head = 0; head < g->n_kv_heads; head++) {
-                if (turn++ % step->n_parts != part)
-                    continue;
-                stage_rows(plan, part, i, t, end, head, &io->k,
-                           plan->staged_k[i] + (size_t)head * io->n_new * g->k_dim, g->k_dim, "k");
-                stage_rows(plan, part, i, t, end, head, &io->v,
-                           plan->staged_v[i] + (size_t)head * io->n_new * g->v_dim, g->v_dim, "v");
-            }
-        }
     }
 }
 
@@ -100,10 +75,9 @@ static void quantize_keys(const struct kivi_plan *plan, struct kivi_part *part, 
         if (l->k.bits == 16)
             memcpy(block, rows, l->k.block_bytes);
         else
-            plan->kernels->quantize_k(&l->k, rows, g->k_dim,
-                                      g->n_sink > t ? (uint32_t)min_u64(g->n_sink - t, l->k.tokens)
-                                                    : 0,
-                                      block);
+            plan->kernels->quantize_k(
+                &l->k, rows, g->k_dim,
+                g->n_sink > t ? (uint32_t)min_u64(g->n_sink - t, l->k.tokens) : 0, block);
     }
 }
 
@@ -136,26 +110,91 @@ static void clip(uint64_t slab, uint64_t from, uint64_t to, uint64_t *begin, uin
     *end = max_u64(min_u64(slab + SLAB, to), *begin);
 }
 
-void kivi_quantize_part(struct kivi_plan *plan, uint32_t part)
+static void quantize_slab(const struct kivi_plan *plan, struct kivi_part *part, size_t index,
+                          uint32_t head, uint64_t slab)
+{
+    const struct kivi_span *before = &plan->step->items[index].before;
+    const struct kivi_span *after = &plan->step->items[index].after;
+    uint64_t begin, end;
+
+    clip(slab, before->k_packed, after->k_packed, &begin, &end);
+    quantize_keys(plan, part, index, head, begin, end);
+    clip(slab, before->v_packed, after->v_packed, &begin, &end);
+    quantize_values(plan, index, head, begin, end);
+}
+
+/* The first slab of which the step quantizes anything. */
+static uint64_t first_slab(const struct kivi_step_item *item)
+{
+    return min_u64(item->before.k_packed, item->before.v_packed) / SLAB * SLAB;
+}
+
+/* An item that does not attend is quantized as soon as its rows are known to be finite, while they are in a near
+ * cache: what that writes is not visible yet. */
+static int quantizes_early(const struct kivi_step_item *item)
+{
+    return item->io.n_q == 0;
+}
+
+static void stage_slab(struct kivi_plan *plan, struct kivi_part *part, size_t index, uint32_t head,
+                       uint64_t slab)
+{
+    const struct kivi_geometry *g = plan->step->geometry;
+    const struct kivi_step_item *item = &plan->step->items[index];
+    const kivi_item *io = &item->io;
+    const uint64_t old = item->before.n;
+    uint64_t begin, end;
+
+    clip(slab, old, item->after.n, &begin, &end);
+    if (begin < end) {
+        stage_rows(plan, part, index, begin - old, end - old, head, &io->k,
+                   plan->staged_k[index] + (size_t)head * io->n_new * g->k_dim, g->k_dim, "k");
+        stage_rows(plan, part, index, begin - old, end - old, head, &io->v,
+                   plan->staged_v[index] + (size_t)head * io->n_new * g->v_dim, g->v_dim, "v");
+    }
+    if (quantizes_early(item) && !part->bad_name)
+        quantize_slab(plan, part, index, head, slab);
+}
+
+void kivi_stage_part(struct kivi_plan *plan, uint32_t part)
 {
     const struct kivi_step *step = plan->step;
-    uint64_t turn = 0, slab, begin, end;
+    uint64_t turn = 0, slab;
     uint32_t head;
     size_t i;
 
     for (i = 0; i < step->n_items; i++) {
-        const struct kivi_span *before = &step->items[i].before, *after = &step->items[i].after;
-        const uint64_t last = max_u64(after->k_packed, after->v_packed);
+        const struct kivi_step_item *item = &step->items[i];
 
-        for (slab = min_u64(before->k_packed, before->v_packed) / SLAB * SLAB; slab < last;
-             slab += SLAB) {
+        if (item->io.n_new == 0)
+            continue;
+        for (slab = quantizes_early(item) ? first_slab(item) : item->before.n / SLAB * SLAB;
+             slab < item->after.n; slab += SLAB) {
             for (head = 0; head < step->geometry->n_kv_heads; head++) {
-                if (turn++ % step->n_parts != part)
-                    continue;
-                clip(slab, before->k_packed, after->k_packed, &begin, &end);
-                quantize_keys(plan, &plan->parts[part], i, head, begin, end);
-                clip(slab, before->v_packed, after->v_packed, &begin, &end);
-                quantize_values(plan, i, head, begin, end);
+                if (turn++ % step->n_parts == part)
+                    stage_slab(plan, &plan->parts[part], i, head, slab);
+            }
+        }
+    }
+}
+
+void kivi_quantize_part(struct kivi_plan *plan, uint32_t part)
+{
+    const struct kivi_step *step = plan->step;
+    uint64_t turn = 0, slab;
+    uint32_t head;
+    size_t i;
+
+    for (i = 0; i < step->n_items; i++) {
+        const struct kivi_step_item *item = &step->items[i];
+        const uint64_t last = max_u64(item->after.k_packed, item->after.v_packed);
+
+        if (quantizes_early(item))
+            continue;
+        for (slab = first_slab(item); slab < last; slab += SLAB) {
+            for (head = 0; head < step->geometry->n_kv_heads; head++) {
+                if (turn++ % step->n_parts == part)
+                    quantize_slab(plan, &plan->parts[part], i, head, slab);
             }
         }
     }

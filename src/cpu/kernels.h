@@ -4,7 +4,7 @@
  * threads or read the environment.
  *
  * The vector tables are made of the templates in src/cpu/simd. Equality classes (docs/numerics.md):
- * to_f16 and quantize_* equal the scalar table bit for bit; attention is within the bound of its
+ * to_f16, quantize_* and crc32c equal the scalar table bit for bit; attention is within the bound of its
  * precision of exact arithmetic.
  */
 #ifndef KIVI_KERNELS_H
@@ -20,6 +20,16 @@ static inline void kivi_prefetch(const void *address)
 {
 #if defined(__GNUC__)
     __builtin_prefetch(address, 0, 2);
+#else
+    (void)address;
+#endif
+}
+
+/* The same for a line that is read next but for a few thousand bytes. */
+static inline void kivi_prefetch_close(const void *address)
+{
+#if defined(__GNUC__)
+    __builtin_prefetch(address, 0, 3);
 #else
     (void)address;
 #endif
@@ -65,11 +75,11 @@ struct kivi_kernels {
     /* The same two over f16 rows, `stride` elements apart. q_stride and out_stride are elements
      * from one row to the next. dim is a multiple of 8. */
     void (*f16_scores)(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                       const uint16_t *rows, size_t stride, uint32_t n_tokens, float *scores,
-                       size_t ld);
+                       const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
+                       float *scores, size_t ld);
     void (*f16_accumulate)(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
-                           const uint16_t *rows, size_t stride, uint32_t n_tokens, float *out,
-                           size_t out_stride);
+                           const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                           const void *next, float *out, size_t out_stride);
 
     /* x = cap * tanh(x / cap). Relative error 1e-6. */
     void (*softcap)(float *x, size_t n, float cap);
@@ -82,6 +92,9 @@ struct kivi_kernels {
 
     /* x *= factor. */
     void (*scale)(float *x, size_t n, float factor);
+
+    /* kivi_crc32c (../core/crc32c.h). */
+    uint32_t (*crc32c)(uint32_t crc, const void *data, size_t bytes);
 };
 
 extern const struct kivi_kernels kivi_kernels_scalar;

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "../core/crc32c.h"
 #include "../core/half.h"
 
 static int f16_from_f32(uint16_t *dst, const void *src, size_t n)
@@ -59,4 +60,5 @@ const struct kivi_kernels kivi_kernels_scalar = {
     .max = kivi_max_scalar,
     .exp_sum = kivi_exp_sum_scalar,
     .scale = kivi_scale_scalar,
+    .crc32c = kivi_crc32c,
 };

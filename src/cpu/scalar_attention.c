@@ -93,11 +93,12 @@ void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_
 }
 
 void kivi_f16_scores_scalar(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                            const uint16_t *rows, size_t stride, uint32_t n_tokens, float *scores,
-                            size_t ld)
+                            const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                            const void *next, float *scores, size_t ld)
 {
     uint32_t r, t, c;
 
+    (void)next;
     for (t = 0; t < n_tokens; t++, rows += stride) {
         for (r = 0; r < n_rows; r++) {
             double sum = 0;
@@ -110,11 +111,12 @@ void kivi_f16_scores_scalar(uint32_t dim, const float *q, size_t q_stride, uint3
 }
 
 void kivi_f16_accumulate_scalar(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
-                                const uint16_t *rows, size_t stride, uint32_t n_tokens, float *out,
-                                size_t out_stride)
+                                const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                                const void *next, float *out, size_t out_stride)
 {
     uint32_t r, t, c;
 
+    (void)next;
     for (t = 0; t < n_tokens; t++, rows += stride)
         for (r = 0; r < n_rows; r++)
             for (c = 0; c < dim; c++)

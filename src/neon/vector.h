@@ -114,10 +114,18 @@ KIVI_INLINE VF vf_bits(VI a) { return vreinterpretq_f32_s32(a); }
 KIVI_INLINE VM vm_equal(VF a, VF b) { return vceqq_f32(a, b); }
 KIVI_INLINE VM vm_less(VF a, VF b) { return vcltq_f32(a, b); }
 KIVI_INLINE int vm_any(VM m) { return vmaxvq_u32(m) != 0; }
+/* n, and 1 more where m. */
+KIVI_INLINE VI vi_count(VI n, VM m) { return vsubq_s32(n, vreinterpretq_s32_u32(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }
 
 KIVI_INLINE float vf_sum(VF a) { return vaddvq_f32(a); }
 KIVI_INLINE float vf_largest(VF a) { return vmaxvq_f32(a); }
+
+/* Lane i is the sum of vector i, of LANES vectors. */
+KIVI_INLINE VF vf_sums(const VF *a)
+{
+    return vpaddq_f32(vpaddq_f32(a[0], a[1]), vpaddq_f32(a[2], a[3]));
+}
 
 /* ----------------------------------------------------------- half precision */
 
@@ -135,5 +143,17 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
 {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
+
+/* ---------------------------------------------- what simd/checksum.h needs */
+
+/* Part of every CPU with the dot product, and optional before. */
+#if defined(__ARM_FEATURE_CRC32) && defined(__AARCH64EL__)
+#include <arm_acle.h>
+
+#define HAS_CRC32C
+
+KIVI_INLINE uint32_t crc_add1(uint32_t crc, uint8_t x) { return __crc32cb(crc, x); }
+KIVI_INLINE uint32_t crc_add8(uint32_t crc, uint64_t x) { return __crc32cd(crc, x); }
+#endif
 
 #endif

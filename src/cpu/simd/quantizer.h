@@ -97,6 +97,32 @@ KIVI_INLINE VI codes_of(VF above, VF divisor, VF levels)
     return vi_round(vf_min(vf_round_half(vf_div(above, divisor)), levels));
 }
 
+/*
+ * The same at 2 bits without division, where `above` is an f16 number. A quotient q is rounded to f16 and
+ * then to an integer, both times to even, so that its code is
+ *   1 or more  if q > 0.5, and does not round to it:  q > 0.5 + 2^-12
+ *   2 or more  if q >= 1.5, or rounds to it:          q >= 1.5 - 2^-11
+ *   3          if q > 2.5, and does not round to it:  q > 2.5 + 2^-10
+ * These numbers have 12 bits and a divisor 11: products with it are exact, and so are comparisons with them.
+ */
+#define STEPS 3
+
+KIVI_INLINE VF step_of(VF divisor, int i)
+{
+    if (i == 0)
+        return vf_mul(divisor, vf_set(0.5f + 0x1p-12f));
+    if (i == 2)
+        return vf_mul(divisor, vf_set(2.5f + 0x1p-10f));
+    /* the number before, to be exceeded */
+    return vf_bits(vi_add(vi_bits(vf_mul(divisor, vf_set(1.5f - 0x1p-11f))), vi_set(-1)));
+}
+
+KIVI_INLINE VI count_steps(VF above, VF first, VF second, VF third)
+{
+    return vi_count(vi_count(vi_count(vi_zero(), vm_less(first, above)), vm_less(second, above)),
+                    vm_less(third, above));
+}
+
 KIVI_INLINE VF levels_of(uint32_t bits)
 {
     return vf_set((float)((1u << bits) - 1u));
@@ -138,6 +164,7 @@ KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *
     const VF levels = levels_of(bits);
     uint32_t *word = (uint32_t *)block + (size_t)(channel / 16) * (bits / 2) * KIVI_TILE;
     struct ranges r[VECTORS];
+    VF step[VECTORS][STEPS];
     int any_wide = 0, v;
     uint32_t t;
 
@@ -153,6 +180,8 @@ KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *
         }
         r[v] = ranges_of(min, max, levels);
         any_wide |= vm_any(r[v].wide);
+        for (t = 0; bits == 2 && t < STEPS; t++)
+            step[v][t] = step_of(r[v].divisor, (int)t);
         vf_store_half(kivi_scales(l, block) + channel + v * LANES, r[v].scale);
         vf_store_half(kivi_minima(l, block) + channel + v * LANES, r[v].min);
     }
@@ -168,7 +197,9 @@ KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *
 
                 if (any_wide)
                     above = vf_select(r[v].wide, exact, above);
-                number[v] = codes_of(above, r[v].divisor, levels);
+                number[v] = bits == 2 && !any_wide
+                                ? count_steps(above, step[v][0], step[v][1], step[v][2])
+                                : codes_of(above, r[v].divisor, levels);
             }
             vi_store_bytes(codes, number);
         }
@@ -209,6 +240,7 @@ static void quantize_k(const struct kivi_layout *l, const uint16_t *rows, size_t
 struct group_ranges {
     float min[MAX_RANGES], divisor[MAX_RANGES];
     float wide[MAX_RANGES]; /* 1 or 0 */
+    float step[STEPS][MAX_RANGES];
 };
 
 /* The ends of one token's group of n channels. */
@@ -261,6 +293,8 @@ static void find_ranges(const struct kivi_layout *l, const uint16_t *rows, size_
         vf_store(r->min + i, v.min);
         vf_store(r->divisor + i, v.divisor);
         vf_store(r->wide + i, vf_select(v.wide, vf_set(1), vf_zero()));
+        for (t = 0; t < STEPS; t++)
+            vf_store(r->step[t] + i, step_of(v.divisor, (int)t));
         vf_store_half(scales + i, v.scale);
         vf_store_half(minima + i, v.min);
     }
@@ -287,8 +321,13 @@ KIVI_INLINE void quantize_words(const uint16_t *rows, size_t stride, uint32_t n,
         const VF x =
             n < LANES ? load_half_vector(rows + i * stride) : vf_load_half(rows + i * stride);
         const VF exact = vf_sub(x, vf_set(r->min[range + i]));
-        const VF above = r->wide[range + i] != 0 ? exact : vf_round_half(exact);
-        const VI codes = codes_of(above, vf_set(r->divisor[range + i]), levels);
+        const int wide = r->wide[range + i] != 0;
+        const VF above = wide ? exact : vf_round_half(exact);
+        const VI codes =
+            bits == 2 && !wide
+                ? count_steps(above, vf_set(r->step[0][range + i]), vf_set(r->step[1][range + i]),
+                              vf_set(r->step[2][range + i]))
+                : codes_of(above, vf_set(r->divisor[range + i]), levels);
 
         word = vi_or(word, vi_shift_left(codes, (int)shift));
         keep &= ~(((1u << bits) - 1u) << shift);

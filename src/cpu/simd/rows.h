@@ -1,14 +1,13 @@
 /*
- * Attention over f16 rows, for any vector length. Rows of one kv head share the converted numbers: up to
- * ROWS of them and TOKENS tokens go together. A dimension is a multiple of 8, so where LANES is 16 the
- * last half vector is padded.
+ * Attention over f16 rows, for any vector length. Query rows of one kv head share the converted numbers, up
+ * to ROWS of them. A dimension is a multiple of 8, so where LANES is 16 the last half vector is padded.
  */
 #ifndef KIVI_SIMD_ROWS_H
 #define KIVI_SIMD_ROWS_H
 
 #define ROWS 4
-#define TOKENS 2
-#define COLUMNS (16 / ROWS) /* vectors of channels that are summed together */
+#define SUMS (LANES == 8 ? 8 : 16) /* that are kept at a time: what the registers hold */
+#define SHARE_OF_SUMS(n_rows) (SUMS / ((n_rows) == 3 ? 4 : (n_rows)))
 
 /* The last 8 channels where LANES is 16. */
 KIVI_INLINE VF load_half_vector(const uint16_t *x)
@@ -27,99 +26,157 @@ KIVI_INLINE VF load_float_vector(const float *x)
     return vf_load(whole);
 }
 
-/* ------------------------------------------------------------------ scores */
+/*
+ * Loads that go from row to row, as those below do, are no pattern that a CPU follows. So every line is asked
+ * for LINES_AHEAD bytes before it is read, in the order of memory. That comes to a stop at each page whose
+ * address is not yet translated, for as long as many lines take: pages are touched PAGES_AHEAD bytes before.
+ */
+#define LINE 64u
+#define PAGE 4096u
+#define LINES_AHEAD 8192u
+#define PAGES_AHEAD 32768u
 
-/* Scores of n_rows queries, at most ROWS, for n_tokens rows, at most TOKENS; both are constants. */
-KIVI_INLINE void score_rows(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                            const uint16_t *rows, size_t stride, uint32_t n_tokens, float *scores,
-                            size_t ld)
+/* What is read some bytes after `at`, in the rows that end at `end` or in those that are read after them. */
+KIVI_INLINE const char *after(const void *at, size_t bytes, const void *end, const void *next)
 {
-    VF sum[ROWS][TOKENS];
-    uint32_t c, r, t;
+    const uintptr_t later = (uintptr_t)at + bytes;
 
-    KIVI_UNROLL
-    for (r = 0; r < n_rows * n_tokens; r++)
-        sum[r / n_tokens][r % n_tokens] = vf_zero();
-    for (c = 0; c < dim; c += LANES) {
-        const int whole = LANES <= 8 || c + LANES <= dim;
-        VF x[TOKENS];
-
-        KIVI_UNROLL
-        for (t = 0; t < n_tokens; t++)
-            x[t] = whole ? vf_load_half(rows + t * stride + c)
-                         : load_half_vector(rows + t * stride + c);
-        KIVI_UNROLL
-        for (r = 0; r < n_rows; r++) {
-            const VF y =
-                whole ? vf_load(q + r * q_stride + c) : load_float_vector(q + r * q_stride + c);
-
-            KIVI_UNROLL
-            for (t = 0; t < n_tokens; t++)
-                sum[r][t] = vf_fma(x[t], y, sum[r][t]);
-        }
-    }
-    KIVI_UNROLL
-    for (r = 0; r < n_rows * n_tokens; r++)
-        scores[r / n_tokens * ld + r % n_tokens] = vf_sum(sum[r / n_tokens][r % n_tokens]);
+    if (later < (uintptr_t)end)
+        return (const char *)later;
+    return next ? (const char *)((uintptr_t)next + (later - (uintptr_t)end)) : at;
 }
 
-KIVI_INLINE void score_all_rows(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                                const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                                float *scores, size_t ld)
+/* For the bytes that are at work. */
+KIVI_INLINE void touch_page(const void *at, size_t bytes, const void *end, const void *next)
 {
+    if ((uintptr_t)at % PAGE < bytes)
+        kivi_prefetch(after(at, PAGES_AHEAD, end, next));
+}
+
+/* ------------------------------------------------------------------ scores */
+
+/* Adds the products of one vector of channels, the last 8 if `half`, to n_rows times n_tokens sums; all three
+ * are constants. */
+KIVI_INLINE void add_products(const float *q, size_t q_stride, uint32_t n_rows,
+                              const uint16_t *rows, size_t stride, uint32_t n_tokens, int half,
+                              VF *sum)
+{
+    VF y[ROWS];
+    uint32_t r, t;
+
+    KIVI_UNROLL
+    for (r = 0; r < n_rows; r++)
+        y[r] = half ? load_float_vector(q + r * q_stride) : vf_load(q + r * q_stride);
+    KIVI_UNROLL
+    for (t = 0; t < n_tokens; t++) {
+        const VF x = half ? load_half_vector(rows + t * stride) : vf_load_half(rows + t * stride);
+
+        KIVI_UNROLL
+        for (r = 0; r < n_rows; r++)
+            sum[r * n_tokens + t] = vf_fma(x, y[r], sum[r * n_tokens + t]);
+    }
+}
+
+/* n_rows times n_tokens scores, at most SUMS; both are constants. `ahead`: what to ask for meanwhile. */
+KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
+                            const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                            const char *ahead, float *scores, size_t ld)
+{
+    VF sum[SUMS];
+    float all[SUMS];
+    uint32_t c, r, i;
+
+    KIVI_UNROLL
+    for (i = 0; i < SUMS; i++)
+        sum[i] = vf_zero();
+    for (c = 0; c + LANES <= dim; c += LANES) {
+        if (2 * c % LINE == 0) {
+            KIVI_UNROLL
+            for (i = 0; i < n_tokens; i++)
+                kivi_prefetch_close(ahead + (size_t)n_tokens * 2 * c + i * LINE);
+        }
+        add_products(q + c, q_stride, n_rows, rows + c, stride, n_tokens, 0, sum);
+    }
+    if (LANES > 8 && c < dim)
+        add_products(q + c, q_stride, n_rows, rows + c, stride, n_tokens, 1, sum);
+    KIVI_UNROLL
+    for (i = 0; i < n_rows * n_tokens; i += LANES)
+        vf_store(all + i, vf_sums(sum + i));
+    KIVI_UNROLL
+    for (r = 0; r < n_rows; r++)
+        memcpy(scores + r * ld, all + r * n_tokens, n_tokens * sizeof *scores);
+}
+
+/* All tokens; n_rows is a constant. */
+KIVI_INLINE void score_rows(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
+                            const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                            const void *next, float *scores, size_t ld)
+{
+    const uint32_t step = SHARE_OF_SUMS(n_rows);
+    const uint16_t *end = rows + n_tokens * stride;
     uint32_t t;
 
-    for (t = 0; t + TOKENS <= n_tokens; t += TOKENS)
-        score_rows(dim, q, q_stride, n_rows, rows + t * stride, stride, TOKENS, scores + t, ld);
-    for (; t < n_tokens; t++)
-        score_rows(dim, q, q_stride, n_rows, rows + t * stride, stride, 1, scores + t, ld);
+    for (t = 0; t + step <= n_tokens; t += step, rows += step * stride) {
+        touch_page(rows, 2 * step * stride, end, next);
+        score_tile(dim, q, q_stride, n_rows, rows, stride, step,
+                   after(rows, LINES_AHEAD, end, next), scores + t, ld);
+    }
+    for (; t < n_tokens; t++, rows += stride)
+        score_tile(dim, q, q_stride, n_rows, rows, stride, 1, after(rows, LINES_AHEAD, end, next),
+                   scores + t, ld);
 }
 
 static void f16_scores(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                       const uint16_t *rows, size_t stride, uint32_t n_tokens, float *scores,
-                       size_t ld)
+                       const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
+                       float *scores, size_t ld)
 {
     for (; n_rows >= ROWS; n_rows -= ROWS, q += ROWS * q_stride, scores += ROWS * ld)
-        score_all_rows(dim, q, q_stride, ROWS, rows, stride, n_tokens, scores, ld);
+        score_rows(dim, q, q_stride, ROWS, rows, stride, n_tokens, next, scores, ld);
     if (n_rows == 3)
-        score_all_rows(dim, q, q_stride, 3, rows, stride, n_tokens, scores, ld);
+        score_rows(dim, q, q_stride, 3, rows, stride, n_tokens, next, scores, ld);
     else if (n_rows == 2)
-        score_all_rows(dim, q, q_stride, 2, rows, stride, n_tokens, scores, ld);
+        score_rows(dim, q, q_stride, 2, rows, stride, n_tokens, next, scores, ld);
     else if (n_rows == 1)
-        score_all_rows(dim, q, q_stride, 1, rows, stride, n_tokens, scores, ld);
+        score_rows(dim, q, q_stride, 1, rows, stride, n_tokens, next, scores, ld);
 }
 
 /* ----------------------------------------------------------------- weighted sums */
 
 /* Adds weighted rows to `width` vectors of channels of n_rows sums; n_rows and width are constants. */
 KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const uint16_t *rows,
-                             size_t stride, uint32_t n_tokens, float *out, size_t out_stride,
-                             uint32_t width)
+                             size_t stride, uint32_t n_tokens, const void *next, float *out,
+                             size_t out_stride, uint32_t width)
 {
-    VF sum[ROWS][4 * COLUMNS];
+    const uint16_t *end = rows + n_tokens * stride;
+    VF sum[SUMS];
     uint32_t r, t, v;
 
     KIVI_UNROLL
     for (r = 0; r < n_rows; r++) {
         KIVI_UNROLL
         for (v = 0; v < width; v++)
-            sum[r][v] = vf_load(out + r * out_stride + v * LANES);
+            sum[r * width + v] = vf_load(out + r * out_stride + v * LANES);
     }
     for (t = 0; t < n_tokens; t++, rows += stride) {
+        const char *ahead = after(rows, LINES_AHEAD, end, next);
+
+        touch_page(rows, 2 * stride, end, next);
         KIVI_UNROLL
         for (v = 0; v < width; v++) {
             const VF x = vf_load_half(rows + v * LANES);
 
+            if (2 * v * LANES % LINE == 0)
+                kivi_prefetch_close(ahead + 2 * v * LANES);
             KIVI_UNROLL
             for (r = 0; r < n_rows; r++)
-                sum[r][v] = vf_fma(vf_set(p[r * ld + t]), x, sum[r][v]);
+                sum[r * width + v] = vf_fma(vf_set(p[r * ld + t]), x, sum[r * width + v]);
         }
     }
     KIVI_UNROLL
     for (r = 0; r < n_rows; r++) {
         KIVI_UNROLL
         for (v = 0; v < width; v++)
-            vf_store(out + r * out_stride + v * LANES, sum[r][v]);
+            vf_store(out + r * out_stride + v * LANES, sum[r * width + v]);
     }
 }
 
@@ -141,32 +198,38 @@ KIVI_INLINE void add_half_column(const float *p, size_t ld, uint32_t n_rows, con
 }
 
 KIVI_INLINE void add_rows(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
-                          const uint16_t *rows, size_t stride, uint32_t n_tokens, float *out,
-                          size_t out_stride)
+                          const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
+                          float *out, size_t out_stride)
 {
-    const uint32_t wide = n_rows == 1 ? 2 * COLUMNS : COLUMNS;
+    const uint32_t most = SHARE_OF_SUMS(n_rows) < 8 ? SHARE_OF_SUMS(n_rows) : 8;
     uint32_t c = 0;
 
-    for (; c + wide * LANES <= dim; c += wide * LANES)
-        add_columns(p, ld, n_rows, rows + c, stride, n_tokens, out + c, out_stride, wide);
-    for (; c + LANES <= dim; c += LANES)
-        add_columns(p, ld, n_rows, rows + c, stride, n_tokens, out + c, out_stride, 1);
+#define ADD_COLUMNS(width)                                                                         \
+    for (; (width) <= most && c + (width)*LANES <= dim; c += (width)*LANES)                        \
+    add_columns(p, ld, n_rows, rows + c, stride, n_tokens,                                         \
+                next ? (const uint16_t *)next + c : NULL, out + c, out_stride, width)
+
+    ADD_COLUMNS(8);
+    ADD_COLUMNS(4);
+    ADD_COLUMNS(2);
+    ADD_COLUMNS(1);
+#undef ADD_COLUMNS
     if (LANES > 8 && c < dim)
         add_half_column(p, ld, n_rows, rows + c, stride, n_tokens, out + c, out_stride);
 }
 
 static void f16_accumulate(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
-                           const uint16_t *rows, size_t stride, uint32_t n_tokens, float *out,
-                           size_t out_stride)
+                           const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
+                           float *out, size_t out_stride)
 {
     for (; n_rows >= ROWS; n_rows -= ROWS, p += ROWS * ld, out += ROWS * out_stride)
-        add_rows(dim, p, ld, ROWS, rows, stride, n_tokens, out, out_stride);
+        add_rows(dim, p, ld, ROWS, rows, stride, n_tokens, next, out, out_stride);
     if (n_rows == 3)
-        add_rows(dim, p, ld, 3, rows, stride, n_tokens, out, out_stride);
+        add_rows(dim, p, ld, 3, rows, stride, n_tokens, next, out, out_stride);
     else if (n_rows == 2)
-        add_rows(dim, p, ld, 2, rows, stride, n_tokens, out, out_stride);
+        add_rows(dim, p, ld, 2, rows, stride, n_tokens, next, out, out_stride);
     else if (n_rows == 1)
-        add_rows(dim, p, ld, 1, rows, stride, n_tokens, out, out_stride);
+        add_rows(dim, p, ld, 1, rows, stride, n_tokens, next, out, out_stride);
 }
 
 #endif

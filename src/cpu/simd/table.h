@@ -10,6 +10,7 @@
  *                    vd_unsigned of codes of up to 4 bits with unsigned digits; up to
  *                    DOTS_SIGNED(bits) or DOTS_UNSIGNED(bits) of them before vd_sum gives the lanes'
  *                    sums of 32 bits
+ *   HAS_CRC32C       if there are instructions for it: crc_add1, crc_add8
  *
  * src/avx2/ymm.h is one to compare with.
  */
@@ -21,9 +22,10 @@
 
 #include "../kernels.h"
 
-/* A loop of few turns whose variables are to stay in registers. */
+/* A loop of few turns whose variables are to stay in registers. Clang's plain "unroll" may come too late for
+ * that. */
 #if defined(__clang__)
-#define KIVI_UNROLL _Pragma("unroll")
+#define KIVI_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define KIVI_UNROLL _Pragma("GCC unroll 32")
 #endif
@@ -32,6 +34,13 @@
 #include "rows.h"
 #include "quantizer.h"
 #include "softmax.h"
+
+#if defined(HAS_CRC32C)
+#include "checksum.h"
+#else
+#include "../../core/crc32c.h"
+#define checksum kivi_crc32c
+#endif
 
 #define KIVI_SIMD_TABLE(variable, title, about, features)                                          \
     const struct kivi_kernels variable = {                                                         \
@@ -49,6 +58,7 @@
         .max = largest,                                                                            \
         .exp_sum = exp_sum,                                                                        \
         .scale = scale,                                                                            \
+        .crc32c = checksum,                                                                        \
     }
 
 #endif
