@@ -9,9 +9,10 @@ typedef struct {
     VI low, high; /* of the codes' nibbles; `high` only at 8 bits */
 } VD;
 
-/* How many products one VD takes. */
-#define DOTS_SIGNED(bits) ((bits) == 2 ? 40 : 8)   /* 2 * 128 * 3 and 2 * 128 * 15 to a product */
-#define DOTS_UNSIGNED(bits) ((bits) == 2 ? 20 : 4) /* 2 * 255 * 3 and 2 * 255 * 15 */
+/* A sum takes 8 products of signed digits, 2 * 128 * 15 each: those of a place. At 2 bits, 2 * 255 * 3 fit, too. */
+#define PLACES(bits) 4
+#define SHIFT_SIGNED(bits, place) ((bits) * (place))
+#define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 
 KIVI_INLINE VD vd_zero(void)
 {

@@ -28,7 +28,17 @@
 #define KIVI_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-#include "attention.h"
+/* A loop that is a function of its own: compilers do better with the registers of one at a time. */
+#if defined(__GNUC__)
+#define KIVI_APART static __attribute__((noinline))
+#else
+#define KIVI_APART static
+#endif
+
+#include "fold.h"
+#include "codes.h"
+#include "keys.h"
+#include "values.h"
 #include "rows.h"
 #include "quantizer.h"
 #include "softmax.h"
