@@ -11,9 +11,11 @@ typedef struct {
     int16x8_t low_top, high_top; /* of the upper nibbles, only at 8 bits */
 } VD;
 
-/* How many products one VD takes. */
-#define DOTS_SIGNED(bits) ((bits) == 2 ? 85 : 17)  /* 128 * 3 and 128 * 15 to a product */
-#define DOTS_UNSIGNED(bits) ((bits) == 2 ? 42 : 8) /* 255 * 3 and 255 * 15 */
+/* A sum takes 17 products of signed digits, 128 * 15 each, and as many of unsigned ones at 2 bits, 255 * 3: more
+ * than those of a place. */
+#define PLACES(bits) 4
+#define SHIFT_SIGNED(bits, place) ((bits) * (place))
+#define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 
 KIVI_INLINE VD vd_zero(void)
 {

@@ -8,6 +8,7 @@
 
 #define MAX_ROWS 4 /* that go together */
 #define MAX_SIDE 4 /* vectors side by side */
+#define MAX_SUMS (ACCUMULATORS > 4 * MAX_DIGITS ? ACCUMULATORS : 4 * MAX_DIGITS)
 
 /* Where the lines that are read next lie, from those that are read now. CPUs do not guess it: scales are read
  * before codes, and the next blocks are elsewhere. */
@@ -61,7 +62,7 @@ struct operands {
 
 /* Adds the dot products of 16 numbers: of their codes, in words from `word` on that are `stride` apart, with
  * their digits from `offset` on. rows, side, n_digits, bits, is_signed are constants. */
-KIVI_INLINE void add_dots(VD sum[MAX_SIDE][ACCUMULATORS], const uint32_t *word, size_t stride,
+KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t stride,
                               const struct operands *o, size_t offset, uint32_t rows, uint32_t side,
                               uint32_t n_digits, uint32_t bits, int is_signed)
 {
@@ -97,7 +98,7 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][ACCUMULATORS], const uint32_t *word, 
     }
 }
 
-KIVI_INLINE void clear_dots(VD sum[MAX_SIDE][ACCUMULATORS], uint32_t n, uint32_t side)
+KIVI_INLINE void clear_dots(VD sum[MAX_SIDE][MAX_SUMS], uint32_t n, uint32_t side)
 {
     uint32_t v, k;
 
@@ -110,29 +111,27 @@ KIVI_INLINE void clear_dots(VD sum[MAX_SIDE][ACCUMULATORS], uint32_t n, uint32_t
 }
 
 /* Adds the sums of a unit, times its steps, to the rows' totals. */
-KIVI_INLINE void add_unit(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][ACCUMULATORS],
+KIVI_INLINE void add_unit(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
                           const struct operands *o, size_t unit, uint32_t rows, uint32_t side,
                           uint32_t n_digits, uint32_t bits)
 {
-    uint32_t r, v, k, d;
+    const float *steps = o->steps + unit * STEPS;
+    uint32_t k, v, d;
 
     KIVI_UNROLL
-    for (r = 0; r < rows; r++) {
+    for (k = 0; k < rows * PLACES(bits); k++) {
+        const uint32_t r = k / PLACES(bits), place = k % PLACES(bits);
+        const VF step = vf_set(steps[r * o->steps_row + 4 * place]);
+
         KIVI_UNROLL
-        for (k = 0; k < PLACES(bits); k++) {
-            const VF step = vf_set(o->steps[r * o->steps_row + unit * STEPS + 4 * k]);
+        for (v = 0; v < side; v++) {
+            const uint32_t first = r * SUMS(n_digits, bits) + place;
+            VF all = vf_of(vd_sum(sum[v][first + (n_digits - 1) * PLACES(bits)], bits));
 
-            KIVI_UNROLL
-            for (v = 0; v < side; v++) {
-                const uint32_t first = r * SUMS(n_digits, bits) + k;
-                VF all = vf_of(vd_sum(sum[v][first + (n_digits - 1) * PLACES(bits)], bits));
-
-                KIVI_UNROLL
-                for (d = n_digits - 1; d > 0; d--)
-                    all = vf_fma(all, vf_set(256),
-                                 vf_of(vd_sum(sum[v][first + (d - 1) * PLACES(bits)], bits)));
-                total[v][r] = vf_fma(all, step, total[v][r]);
-            }
+            for (d = n_digits - 1; d > 0; d--)
+                all = vf_fma(all, vf_set(256),
+                             vf_of(vd_sum(sum[v][first + (d - 1) * PLACES(bits)], bits)));
+            total[v][r] = vf_fma(all, step, total[v][r]);
         }
     }
 }

@@ -44,25 +44,41 @@ static float *key_steps(struct key_batch *b, uint32_t block, uint32_t row)
 
 /* ------------------------------------------------------------------ scoring */
 
-/* Adds a set of channels, or its first words, to the scores of `side` vectors of tokens. */
+/* Adds 16 channels of `side` vectors of tokens. */
+KIVI_INLINE void add_channels(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
+                              uintptr_t ahead, const struct operands *o, size_t offset,
+                              uint32_t rows, uint32_t side, uint32_t n_digits, uint32_t bits)
+{
+    uint32_t i, v;
+
+    KIVI_UNROLL
+    for (i = 0; i < bits / 2; i++) {
+        KIVI_UNROLL
+        for (v = 0; v < side * LANES; v += 16)
+            prefetch_ahead(word + i * KIVI_TILE + v, ahead);
+    }
+    add_dots(sum, word, KIVI_TILE, o, offset, rows, side, n_digits, bits, 1);
+}
+
+/* Adds a set, or the n_words < 4 that are there of it. */
 KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *word, uint32_t n_words,
                          uintptr_t ahead, const struct operands *o, uint32_t set, uint32_t rows,
                          uint32_t side, uint32_t n_digits, uint32_t bits)
 {
-    VD sum[MAX_SIDE][ACCUMULATORS];
-    uint32_t w, i, v;
+    const size_t stride = bits / 2 * KIVI_TILE, offset = (size_t)set * SET;
+    VD sum[MAX_SIDE][MAX_SUMS];
+    uint32_t w;
 
     clear_dots(sum, rows * SUMS(n_digits, bits), side);
-    KIVI_UNROLL
-    for (w = 0; w < n_words; w++, word += bits / 2 * KIVI_TILE) {
+    if (n_words == 4) {
         KIVI_UNROLL
-        for (i = 0; i < bits / 2; i++) {
-            KIVI_UNROLL
-            for (v = 0; v < side * LANES; v += 16)
-                prefetch_ahead(word + i * KIVI_TILE + v, ahead);
-        }
-        add_dots(sum, word, KIVI_TILE, o, (size_t)set * SET + 4 * w, rows, side, n_digits, bits,
-                     1);
+        for (w = 0; w < 4; w++)
+            add_channels(sum, word + w * stride, ahead, o, offset + 4 * w, rows, side, n_digits,
+                         bits);
+    } else {
+        for (w = 0; w < n_words; w++)
+            add_channels(sum, word + w * stride, ahead, o, offset + 4 * w, rows, side, n_digits,
+                         bits);
     }
     add_unit(total, sum, o, set, rows, side, n_digits, bits);
 }
@@ -119,8 +135,8 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
                 }
                 for (s = 0; s < n_sets; s++, word += set_words)
                     add_set(total, word, 4, b->ahead, &o, s, rows, side, n_digits, bits);
-                if (rest > 0)
-                    add_set(total, word, rest, b->ahead, &o, s, rows, side, n_digits, bits);
+                if (rest > 0) /* less than 4 */
+                    add_set(total, word, rest % 4, b->ahead, &o, s, rows, side, n_digits, bits);
                 if (bits == 2)
                     add_outliers(total, b, i, row, codes + token, rows, side, bits);
                 KIVI_UNROLL
@@ -235,7 +251,8 @@ KIVI_INLINE int score_queries(struct key_batch *b, const float *q, float *scores
     KIVI_APART void score_##rows##_##n_digits##_##bits(struct key_batch *b, uint32_t row,          \
                                                        float *scores, size_t ld)                   \
     {                                                                                              \
-        score_codes(b, row, scores, ld, rows, n_digits, bits);                                     \
+        if (ROWS_TOGETHER(n_digits, bits) >= rows)                                                 \
+            score_codes(b, row, scores, ld, rows, n_digits, bits);                                 \
     }
 
 #define SCORE_ROWS(n_digits, bits)                                                                 \

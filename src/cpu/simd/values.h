@@ -33,7 +33,7 @@ struct value_batch {
 /* ------------------------------------------------------------------ summing */
 
 /* Adds the codes of a block in `side` vectors of channels from `word` on. */
-KIVI_INLINE void add_block(VD sum[MAX_SIDE][ACCUMULATORS], const uint32_t *word, size_t stride,
+KIVI_INLINE void add_block(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t stride,
                            uintptr_t ahead, const struct operands *o, size_t offset, uint32_t rows,
                            uint32_t side, uint32_t n_digits, uint32_t bits)
 {
@@ -73,7 +73,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
             total[v][r] = vf_add(vf_load(out + r * stride + v * LANES), vf_set(b->bias[row + r]));
     }
     for (unit = 0; left > 0; unit++) {
-        VD sum[MAX_SIDE][ACCUMULATORS];
+        VD sum[MAX_SIDE][MAX_SUMS];
 
         clear_dots(sum, rows * SUMS(n_digits, bits), side);
         for (set = 0; set < MAX_SETS && left >= 2; set++, left -= 2, o.digits += SET) {
@@ -160,7 +160,8 @@ KIVI_INLINE void sum_weights(struct value_batch *b, const float *p, size_t ld, f
     KIVI_APART void sum_##rows##_##n_digits##_##bits(const struct value_batch *b, uint32_t row,    \
                                                      float *out)                                   \
     {                                                                                              \
-        sum_codes(b, row, out, rows, n_digits, bits);                                              \
+        if (ROWS_TOGETHER(n_digits, bits) >= rows)                                                 \
+            sum_codes(b, row, out, rows, n_digits, bits);                                          \
     }
 
 #define SUM_ROWS(n_digits, bits)                                                                   \
@@ -175,7 +176,6 @@ KIVI_INLINE void sum_weights(struct value_batch *b, const float *p, size_t ld, f
     }
 
 SUM_ROWS(1, 2)
-SUM_ROWS(2, 2)
 SUM_ROWS(3, 2)
 SUM_ROWS(2, 4)
 SUM_ROWS(3, 4)
@@ -185,14 +185,14 @@ SUM_ROWS(3, 8)
 static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *out,
                       kivi_precision precision)
 {
-    const int standard = precision == KIVI_STANDARD;
+    const int fine = precision == KIVI_PRECISE || b->is_skewed;
 
     if (b->l->bits == 2)
-        (standard ? b->is_skewed ? sum_2_2 : sum_1_2 : sum_3_2)(b, p, ld, out);
+        (fine ? sum_3_2 : sum_1_2)(b, p, ld, out);
     else if (b->l->bits == 4)
-        (standard ? sum_2_4 : sum_3_4)(b, p, ld, out);
+        (fine ? sum_3_4 : sum_2_4)(b, p, ld, out);
     else
-        (standard ? sum_2_8 : sum_3_8)(b, p, ld, out);
+        (fine ? sum_3_8 : sum_2_8)(b, p, ld, out);
 }
 
 /* Reads the scales of a group. Tokens that are not there have a weight of 0. */
