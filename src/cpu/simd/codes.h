@@ -116,10 +116,11 @@ KIVI_INLINE void add_unit(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUM
                           uint32_t n_digits, uint32_t bits)
 {
     const float *steps = o->steps + unit * STEPS;
+    const uint32_t n = rows * PLACES(bits);
     uint32_t k, v, d;
 
     KIVI_UNROLL
-    for (k = 0; k < rows * PLACES(bits); k++) {
+    for (k = 0; k < n; k++) {
         const uint32_t r = k / PLACES(bits), place = k % PLACES(bits);
         const VF step = vf_set(steps[r * o->steps_row + 4 * place]);
 

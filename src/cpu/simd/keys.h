@@ -3,8 +3,8 @@
  * lanes are tokens. Blocks are folded some at a time, so that the arithmetic of one hides the latency of
  * another's.
  *
- * Rows that go together have the same number of digits: as few as may do, which is known when they have been
- * folded; docs/numerics.md has the bounds. At 2 bits, so that one is enough, channels of a size with which
+ * A row has as few digits as may do, which is known when it has been folded, and rows with as many go together;
+ * docs/numerics.md has the bounds. At 2 bits, so that one is enough, channels of a size with which
  * others could share no step are dequantized and go in floats: keys have a few of them.
  */
 #ifndef KIVI_SIMD_KEYS_H
@@ -19,13 +19,16 @@ struct key_batch {
     const struct kivi_layout *l;
     const char *blocks;
     uint32_t n_blocks, width; /* channels of a block, up to whole sets */
-    uint32_t n_rows;
+    uint32_t n_rows, row[MAX_ROWS]; /* of the caller's */
     uintptr_t ahead;
-    uint32_t n_outliers, outlier[OUTLIERS]; /* channels */
-    int is_dwarfed;                         /* all the rest is next to nothing beside one of them */
+    int is_dwarfed; /* all channels but one are next to nothing */
+    uint32_t n_outliers;
+    struct {
+        uint32_t channel, word, shift; /* word: of a tile's first token */
+    } outlier[OUTLIERS];
     float scale[KEY_NUMBERS], middle[KEY_NUMBERS];
-    uint8_t digits[MAX_ROWS * MAX_DIGITS * KEY_NUMBERS]; /* [block][row][digit][width] */
-    float steps[MAX_ROWS * KEY_NUMBERS / SET * STEPS];   /* [block][row][width / SET][STEPS] */
+    uint8_t digits[MAX_ROWS * MAX_DIGITS * KEY_NUMBERS]; /* [block][MAX_ROWS][digit][width] */
+    float steps[MAX_ROWS * KEY_NUMBERS / SET * STEPS];   /* [block][MAX_ROWS][width / SET][STEPS] */
     float bias[KEY_BLOCKS][MAX_ROWS];
     float outlier_scale[KEY_BLOCKS][OUTLIERS];
     float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIERS];
@@ -34,12 +37,12 @@ struct key_batch {
 /* Where the digits and steps of a row over a block are. */
 static uint8_t *key_digits(struct key_batch *b, uint32_t block, uint32_t row)
 {
-    return b->digits + ((size_t)block * b->n_rows + row) * MAX_DIGITS * b->width;
+    return b->digits + ((size_t)block * MAX_ROWS + row) * MAX_DIGITS * b->width;
 }
 
 static float *key_steps(struct key_batch *b, uint32_t block, uint32_t row)
 {
-    return b->steps + ((size_t)block * b->n_rows + row) * (b->width / SET) * STEPS;
+    return b->steps + ((size_t)block * MAX_ROWS + row) * (b->width / SET) * STEPS;
 }
 
 /* ------------------------------------------------------------------ scoring */
@@ -88,15 +91,15 @@ KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_bat
                               uint32_t row, const uint32_t *codes, uint32_t rows, uint32_t side,
                               uint32_t bits)
 {
-    uint32_t k, r, v, shift;
+    uint32_t k, r, v;
 
     for (k = 0; k < b->n_outliers; k++) {
-        const size_t word = kivi_key_word(b->l, 0, b->outlier[k], &shift);
+        const uint32_t *word = codes + b->outlier[k].word;
 
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
-            const VI code = vi_and(vi_shift_right_by(vi_load(codes + word + v * LANES), shift),
-                                   vi_set((1 << bits) - 1));
+            const VI words = vi_shift_right_by(vi_load(word + v * LANES), b->outlier[k].shift);
+            const VI code = vi_and(words, vi_set((1 << bits) - 1));
 
             KIVI_UNROLL
             for (r = 0; r < rows; r++)
@@ -143,7 +146,7 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
                 for (r = 0; r < rows; r++) {
                     KIVI_UNROLL
                     for (v = 0; v < side; v++)
-                        vf_store(scores + r * ld + token + v * LANES, total[v][r]);
+                        vf_store(scores + b->row[row + r] * ld + token + v * LANES, total[v][r]);
                 }
             }
             scores += KIVI_TILE;
@@ -158,7 +161,7 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
 
 /* A score's error as such is a relative one of its weight: what it may be, squared. The codes' own quantization
  * is off by as much as the second number allows of it, so small that a sum of few weights keeps to 5%. */
-#define ERROR_ALLOWED(n_digits) ((n_digits) == 1 ? 8e-3f * 8e-3f : 2e-3f * 2e-3f)
+#define ERROR_ALLOWED(n_digits) ((n_digits) == 1 ? 1e-2f * 1e-2f : 2e-3f * 2e-3f)
 #define SHARE_ALLOWED (0.022f * 0.022f)
 
 /* Whether a row over n blocks is fine with so many digits. A step counts for 16 products, which are off by a
@@ -181,7 +184,7 @@ static float fold_outliers(struct key_batch *b, const float *q, uint32_t block, 
     uint32_t k;
 
     for (k = 0; k < b->n_outliers; k++) {
-        const float product = q[b->outlier[k]] * b->outlier_scale[block][k];
+        const float product = q[b->outlier[k].channel] * b->outlier_scale[block][k];
 
         b->outlier_product[block][row][k] = product;
         sum -= product * middle_code(bits);
@@ -225,26 +228,30 @@ KIVI_INLINE int fold_query(struct key_batch *b, const float *q, uint32_t row, ui
     return 1;
 }
 
-/* Scores of all rows of the batch. Returns 0 if so many digits are too few. The last two are constants. */
-KIVI_INLINE int score_queries(struct key_batch *b, const float *q, float *scores, size_t ld,
-                              score_loop *of_4, score_loop *of_2, score_loop *of_1,
-                              uint32_t n_digits, uint32_t bits)
+/* Scores of n of the caller's rows, without those for which so many digits are too few. Leaves these in `rows`, and
+ * returns their number. The last two are constants. */
+KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
+                                   float *scores, size_t ld, score_loop *of_4, score_loop *of_2,
+                                   score_loop *of_1, uint32_t n_digits, uint32_t bits)
 {
     float places[STEPS];
-    uint32_t r;
+    uint32_t i, r = 0, n_left = 0;
 
     find_places(places, bits, 1);
-    for (r = 0; r < b->n_rows; r++)
-        if (!fold_query(b, q + (size_t)r * b->l->dim_pad, r, n_digits, bits, places))
-            return 0;
-    r = 0;
+    b->n_rows = 0;
+    for (i = 0; i < n; i++) {
+        if (fold_query(b, q + (size_t)rows[i] * b->l->dim_pad, b->n_rows, n_digits, bits, places))
+            b->row[b->n_rows++] = rows[i];
+        else
+            rows[n_left++] = rows[i];
+    }
     for (; ROWS_TOGETHER(n_digits, bits) >= 4 && r + 4 <= b->n_rows; r += 4)
-        of_4(b, r, scores + r * ld, ld);
+        of_4(b, r, scores, ld);
     for (; ROWS_TOGETHER(n_digits, bits) >= 2 && r + 2 <= b->n_rows; r += 2)
-        of_2(b, r, scores + r * ld, ld);
+        of_2(b, r, scores, ld);
     for (; r < b->n_rows; r++)
-        of_1(b, r, scores + r * ld, ld);
-    return 1;
+        of_1(b, r, scores, ld);
+    return n_left;
 }
 
 #define SCORE_LOOP(rows, n_digits, bits)                                                           \
@@ -259,12 +266,13 @@ KIVI_INLINE int score_queries(struct key_batch *b, const float *q, float *scores
     SCORE_LOOP(1, n_digits, bits)                                                                  \
     SCORE_LOOP(2, n_digits, bits)                                                                  \
     SCORE_LOOP(4, n_digits, bits)                                                                  \
-    KIVI_APART int score_##n_digits##_##bits(struct key_batch *b, const float *q, float *scores,   \
-                                             size_t ld)                                            \
+    KIVI_APART uint32_t score_##n_digits##_##bits(struct key_batch *b, const float *q,             \
+                                                  uint32_t *rows, uint32_t n, float *scores,       \
+                                                  size_t ld)                                       \
     {                                                                                              \
-        return score_queries(b, q, scores, ld, score_4_##n_digits##_##bits,                           \
-                          score_2_##n_digits##_##bits, score_1_##n_digits##_##bits, n_digits,      \
-                          bits);                                                                   \
+        return score_queries(b, q, rows, n, scores, ld, score_4_##n_digits##_##bits,               \
+                             score_2_##n_digits##_##bits, score_1_##n_digits##_##bits, n_digits,   \
+                             bits);                                                                \
     }
 
 SCORE_ROWS(1, 2)
@@ -275,22 +283,30 @@ SCORE_ROWS(3, 4)
 SCORE_ROWS(2, 8)
 SCORE_ROWS(3, 8)
 
-static void score_batch(struct key_batch *b, const float *q, float *scores, size_t ld,
+/* Scores of n rows, at most MAX_ROWS. */
+static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *scores, size_t ld,
                         kivi_precision precision)
 {
-    const int standard = precision == KIVI_STANDARD;
+    const int standard = precision == KIVI_STANDARD && !b->is_dwarfed;
+    uint32_t rows[MAX_ROWS] = {0, 1, 2, 3};
 
     if (b->l->bits == 2) {
-        if (standard && !b->is_dwarfed && score_1_2(b, q, scores, ld))
-            return;
-        if (!standard || !score_2_2(b, q, scores, ld))
-            score_3_2(b, q, scores, ld);
+        if (standard)
+            n = score_1_2(b, q, rows, n, scores, ld);
+        if (standard && n > 0)
+            n = score_2_2(b, q, rows, n, scores, ld);
+        if (n > 0)
+            score_3_2(b, q, rows, n, scores, ld);
     } else if (b->l->bits == 4) {
-        if (!standard || !score_2_4(b, q, scores, ld))
-            score_3_4(b, q, scores, ld);
+        if (standard)
+            n = score_2_4(b, q, rows, n, scores, ld);
+        if (n > 0)
+            score_3_4(b, q, rows, n, scores, ld);
     } else {
-        if (!standard || !score_2_8(b, q, scores, ld))
-            score_3_8(b, q, scores, ld);
+        if (standard)
+            n = score_2_8(b, q, rows, n, scores, ld);
+        if (n > 0)
+            score_3_8(b, q, rows, n, scores, ld);
     }
 }
 
@@ -298,7 +314,7 @@ static void score_batch(struct key_batch *b, const float *q, float *scores, size
 #define OUTLIER_SIZE 8.0f
 
 /* Finds the outliers of the first block: they stay the same from block to block. Too many are none. */
-static void find_outliers(struct key_batch *b)
+static void find_outliers(struct key_batch *b, uint32_t bits)
 {
     const uint32_t dim = b->l->dim_pad;
     VF squares = vf_zero(), top = vf_zero();
@@ -314,7 +330,7 @@ static void find_outliers(struct key_batch *b)
     least = sqrtf(sum / (float)b->l->dim * OUTLIER_SIZE);
     b->is_dwarfed = widest * widest > 0.99f * sum;
     b->n_outliers = 0;
-    for (c = 0; c < dim; c += LANES) {
+    for (c = 0; bits == 2 && c < dim; c += LANES) {
         if (!vm_any(vm_less(vf_set(least), vf_load(b->scale + c))))
             continue;
         for (v = c; v < c + LANES; v++) {
@@ -324,7 +340,10 @@ static void find_outliers(struct key_batch *b)
                 b->n_outliers = 0;
                 return;
             }
-            b->outlier[b->n_outliers++] = v;
+            b->outlier[b->n_outliers].channel = v;
+            b->outlier[b->n_outliers].word =
+                (uint32_t)kivi_key_word(b->l, 0, v, &b->outlier[b->n_outliers].shift);
+            b->n_outliers++;
         }
     }
 }
@@ -350,13 +369,11 @@ KIVI_INLINE void unfold_keys(struct key_batch *b, uint32_t bits)
         }
         if (c < l->dim_pad)
             unfold_16(scales + c, minima + c, bits, scale + c, middle + c, &unused);
-        if (bits > 2)
-            continue;
         if (i == 0)
-            find_outliers(b);
+            find_outliers(b, bits);
         for (k = 0; k < b->n_outliers; k++) {
-            b->outlier_scale[i][k] = scale[b->outlier[k]];
-            scale[b->outlier[k]] = 0;
+            b->outlier_scale[i][k] = scale[b->outlier[k].channel];
+            scale[b->outlier[k].channel] = 0;
         }
     }
 }
@@ -384,8 +401,9 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
         else
             unfold_keys(&b, 8);
         for (r = 0; r < n_rows; r += MAX_ROWS) {
-            b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
-            score_batch(&b, q + (size_t)r * l->dim_pad, scores + r * ld, ld, precision);
+            score_batch(&b, q + (size_t)r * l->dim_pad,
+                        n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld,
+                        precision);
             b.ahead = 0; /* was asked for */
         }
         scores += (size_t)b.n_blocks * l->tokens;
