@@ -154,6 +154,26 @@ KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm256_maddubs_epi16(u, s); }
 KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm256_add_epi16(a, b); }
 /* The sum of neighbouring 16 bits, times x. */
 KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm256_madd_epi16(a, _mm256_set1_epi16(x)); }
+/* Bytes 0 and 2 of a lane, and 1 and 3, in 16 bits each. */
+KIVI_INLINE VI vi_even_bytes(VI a) { return vi_and(a, _mm256_set1_epi16(255)); }
+KIVI_INLINE VI vi_odd_bytes(VI a) { return _mm256_srli_epi16(a, 8); }
+/* The sums of products of neighbouring 16 bits. */
+KIVI_INLINE VI vi_multiply(VI a, VI b) { return _mm256_madd_epi16(a, b); }
+
+/* The numbers of four vectors, which fit 16 bits: numbers 0 and 2 of each four lanes, and 1 and 3. Lane 4 * i + w
+ * has those of fours i of vector w. Returns the sums of the fours. */
+KIVI_INLINE VI vi_store_wide(uint8_t *even, uint8_t *odd, const VI *a)
+{
+    VI low = _mm256_packs_epi32(a[0], a[1]), high = _mm256_packs_epi32(a[2], a[3]), first, second;
+
+    low = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(low, 0xd8), 0xd8);
+    high = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(high, 0xd8), 0xd8);
+    first = _mm256_unpacklo_epi64(_mm256_shuffle_epi32(low, 0xd8), _mm256_shuffle_epi32(high, 0xd8));
+    second = _mm256_unpackhi_epi64(_mm256_shuffle_epi32(low, 0xd8), _mm256_shuffle_epi32(high, 0xd8));
+    vi_store(even, first);
+    vi_store(odd, second);
+    return vi_add(vi_multiply(first, _mm256_set1_epi16(1)), vi_multiply(second, _mm256_set1_epi16(1)));
+}
 KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm256_set1_epi8(15)); }
 
 #endif

@@ -13,7 +13,6 @@ typedef struct {
 
 /* A sum takes 17 products of signed digits, 128 * 15 each, and as many of unsigned ones at 2 bits, 255 * 3: more
  * than those of a place. */
-#define PLACES(bits) 4
 #define SHIFT_SIGNED(bits, place) ((bits) * (place))
 #define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 

@@ -5,9 +5,6 @@
 #ifndef KIVI_NEON_DOT_LANE_H
 #define KIVI_NEON_DOT_LANE_H
 
-/* At 4 bits, where all share a step, places are apart by the shift only. */
-#define PLACES(bits) ((bits) == 4 ? 2 : 4)
-
 /* Signed codes must not reach the sign. */
 #ifdef KIVI_UNSIGNED_CODES
 #define SHIFT_SIGNED(bits, place) 0

@@ -22,8 +22,12 @@ KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
     kivi_prefetch((const void *)((uintptr_t)address + ahead));
 }
 
-/* Sums that a row keeps for each vector of codes: digits, and places whose steps or shifts differ. */
-#define SUMS(n_digits, bits) ((n_digits) * PLACES(bits))
+/* The places of one word, whose sums are kept together, and the words that 16 numbers have. */
+#define PLACES(bits) (8 / (bits))
+#define WORDS(bits) ((bits) / 2)
+
+/* Sums that a row keeps for each vector of codes. */
+#define SUMS(n_digits, bits) ((WIDE(n_digits, bits) ? 1 : (n_digits)) * PLACES(bits))
 
 /* Rows, and vectors of codes, that go together: as many as there are registers for. */
 #define FITS(rows, side, n_digits, bits) ((rows) * (side) * SUMS(n_digits, bits) <= ACCUMULATORS)
@@ -37,7 +41,7 @@ KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
 /* By how much the codes of place i stay shifted to the left. */
 KIVI_INLINE uint32_t shift_left_over(uint32_t i, uint32_t bits, int is_signed)
 {
-    const uint32_t place = i % (8 / bits);
+    const uint32_t place = i % PLACES(bits);
 
     return bits * place - (is_signed ? SHIFT_SIGNED(bits, place) : SHIFT_UNSIGNED(bits, place));
 }
@@ -60,40 +64,41 @@ struct operands {
     size_t steps_row;
 };
 
-/* Adds the dot products of 16 numbers: of their codes, in words from `word` on that are `stride` apart, with
- * their digits from `offset` on. rows, side, n_digits, bits, is_signed are constants. */
-KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t stride,
-                              const struct operands *o, size_t offset, uint32_t rows, uint32_t side,
-                              uint32_t n_digits, uint32_t bits, int is_signed)
+/* Adds the dot products of `side` vectors of words with their digits, those of the word's first place at `offset`.
+ * The last five are constants. */
+KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
+                          const struct operands *o, size_t offset, uint32_t rows, uint32_t side,
+                          uint32_t n_digits, uint32_t bits, int is_signed)
 {
-    const uint32_t per_word = 8 / bits;
     uint32_t i, v, k;
 
     KIVI_UNROLL
-    for (i = 0; i < 4; i++) {
-        const uint32_t kept = shift_left_over(i, bits, is_signed);
-        const uint32_t shift = bits * (i % per_word) - kept;
+    for (i = 0; i < PLACES(bits); i++) {
+        const uint32_t kept = shift_left_over(i, bits, is_signed), shift = bits * i - kept;
+        const int mask = (int)(0x01010101u * (((1u << bits) - 1u) << kept));
         VI codes[MAX_SIDE];
 
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
-            codes[v] = vi_load(word + i / per_word * stride + v * LANES);
+            codes[v] = vi_load(word + v * LANES);
             if (shift > 0)
                 codes[v] = vi_shift_right(codes[v], (int)shift);
             if (bits < 8)
-                codes[v] =
-                    vi_and(codes[v], vi_set((int)(0x01010101u * (((1u << bits) - 1u) << kept))));
+                codes[v] = vi_and(codes[v], vi_set(mask));
         }
         KIVI_UNROLL
         for (k = 0; k < rows * n_digits; k++) {
-            const VI digits = vi_repeat4(o->digits + k / n_digits * o->row
-                                         + k % n_digits * o->width + offset + 16 * i);
-            const uint32_t at = k * PLACES(bits) + i % PLACES(bits);
+            const uint32_t r = k / n_digits, d = k % n_digits;
+            const VI digits = vi_repeat4(o->digits + r * o->row + d * o->width + offset + 16 * i);
+            VD *to[MAX_SIDE];
 
             KIVI_UNROLL
-            for (v = 0; v < side; v++)
-                sum[v][at] = is_signed ? vd_signed(sum[v][at], codes[v], digits, bits)
-                                       : vd_unsigned(sum[v][at], codes[v], digits, bits);
+            for (v = 0; v < side; v++) {
+                to[v] = &sum[v][WIDE(n_digits, bits) ? r * PLACES(bits) + i : k * PLACES(bits) + i];
+                *to[v] = WIDE(n_digits, bits) ? vd_wide(*to[v], codes[v], digits, d)
+                         : is_signed          ? vd_signed(*to[v], codes[v], digits, bits)
+                                              : vd_unsigned(*to[v], codes[v], digits, bits);
+            }
         }
     }
 }
@@ -110,28 +115,33 @@ KIVI_INLINE void clear_dots(VD sum[MAX_SIDE][MAX_SUMS], uint32_t n, uint32_t sid
     }
 }
 
-/* Adds the sums of a unit, times its steps, to the rows' totals. */
-KIVI_INLINE void add_unit(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
-                          const struct operands *o, size_t unit, uint32_t rows, uint32_t side,
-                          uint32_t n_digits, uint32_t bits)
+/* Adds the sums of the places from `place` on, times their steps in a unit, to the rows' totals. */
+KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
+                          const struct operands *o, size_t unit, uint32_t place, uint32_t rows,
+                          uint32_t side, uint32_t n_digits, uint32_t bits)
 {
-    const float *steps = o->steps + unit * STEPS;
-    const uint32_t n = rows * PLACES(bits);
+    const float *steps = o->steps + unit * STEPS + 4 * place;
+    const uint32_t n = rows * PLACES(bits), n_sums = SUMS(n_digits, bits);
     uint32_t k, v, d;
 
     KIVI_UNROLL
     for (k = 0; k < n; k++) {
-        const uint32_t r = k / PLACES(bits), place = k % PLACES(bits);
-        const VF step = vf_set(steps[r * o->steps_row + 4 * place]);
+        const uint32_t r = k / PLACES(bits), i = k % PLACES(bits);
+        const VF step = vf_set(steps[r * o->steps_row + 4 * i]);
 
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
-            const uint32_t first = r * SUMS(n_digits, bits) + place;
-            VF all = vf_of(vd_sum(sum[v][first + (n_digits - 1) * PLACES(bits)], bits));
+            const VD *of_row = &sum[v][r * n_sums + i];
+            VF all = vf_zero();
 
-            for (d = n_digits - 1; d > 0; d--)
-                all = vf_fma(all, vf_set(256),
-                             vf_of(vd_sum(sum[v][first + (d - 1) * PLACES(bits)], bits)));
+            if (WIDE(n_digits, bits)) {
+                all = vf_of(vd_sum_wide(of_row[0]));
+            } else {
+                all = vf_of(vd_sum(of_row[(n_digits - 1) * PLACES(bits)], bits));
+                for (d = n_digits - 1; d > 0; d--)
+                    all = vf_fma(all, vf_set(256),
+                                 vf_of(vd_sum(of_row[(d - 1) * PLACES(bits)], bits)));
+            }
             total[v][r] = vf_fma(all, step, total[v][r]);
         }
     }

@@ -4,9 +4,6 @@
 
 typedef VI VD;
 
-/* At 4 bits, where all share a step, places are apart by the shift only. */
-#define PLACES(bits) ((bits) == 4 ? 2 : 4)
-
 /* Codes are unsigned beside signed digits, and signed beside unsigned ones. */
 #define SHIFT_SIGNED(bits, place) 0
 #define SHIFT_UNSIGNED(bits, place) ((bits) * ((place) + 1) == 8 ? (bits) : 0)

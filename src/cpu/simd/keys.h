@@ -47,43 +47,29 @@ static float *key_steps(struct key_batch *b, uint32_t block, uint32_t row)
 
 /* ------------------------------------------------------------------ scoring */
 
-/* Adds 16 channels of `side` vectors of tokens. */
-KIVI_INLINE void add_channels(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
-                              uintptr_t ahead, const struct operands *o, size_t offset,
-                              uint32_t rows, uint32_t side, uint32_t n_digits, uint32_t bits)
-{
-    uint32_t i, v;
-
-    KIVI_UNROLL
-    for (i = 0; i < bits / 2; i++) {
-        KIVI_UNROLL
-        for (v = 0; v < side * LANES; v += 16)
-            prefetch_ahead(word + i * KIVI_TILE + v, ahead);
-    }
-    add_dots(sum, word, KIVI_TILE, o, offset, rows, side, n_digits, bits, 1);
-}
-
-/* Adds a set, or the n_words < 4 that are there of it. */
-KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *word, uint32_t n_words,
+/* Adds the first n words, at most 4, of each 16 channels in a set to the scores of `side` vectors of tokens. */
+KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, uint32_t n,
                          uintptr_t ahead, const struct operands *o, uint32_t set, uint32_t rows,
                          uint32_t side, uint32_t n_digits, uint32_t bits)
 {
-    const size_t stride = bits / 2 * KIVI_TILE, offset = (size_t)set * SET;
-    VD sum[MAX_SIDE][MAX_SUMS];
-    uint32_t w;
+    uint32_t i, w, v;
 
-    clear_dots(sum, rows * SUMS(n_digits, bits), side);
-    if (n_words == 4) {
-        KIVI_UNROLL
-        for (w = 0; w < 4; w++)
-            add_channels(sum, word + w * stride, ahead, o, offset + 4 * w, rows, side, n_digits,
-                         bits);
-    } else {
-        for (w = 0; w < n_words; w++)
-            add_channels(sum, word + w * stride, ahead, o, offset + 4 * w, rows, side, n_digits,
-                         bits);
+    KIVI_UNROLL
+    for (i = 0; i < WORDS(bits); i++) {
+        const uint32_t place = i * PLACES(bits);
+        const size_t offset = (size_t)set * SET + 16 * place;
+        const uint32_t *word = codes + i * KIVI_TILE;
+        VD sum[MAX_SIDE][MAX_SUMS];
+
+        clear_dots(sum, rows * SUMS(n_digits, bits), side);
+        for (w = 0; w < n; w++, word += WORDS(bits) * KIVI_TILE) {
+            KIVI_UNROLL
+            for (v = 0; v < side * LANES; v += 16)
+                prefetch_ahead(word + v, ahead);
+            add_dots(sum, word, o, offset + 4 * w, rows, side, n_digits, bits, 1);
+        }
+        add_sums(total, sum, o, set, place, rows, side, n_digits, bits);
     }
-    add_unit(total, sum, o, set, rows, side, n_digits, bits);
 }
 
 /* Adds the outlier channels of `side` vectors of tokens. */

@@ -35,6 +35,14 @@
 #define KIVI_APART static
 #endif
 
+/* Most tables have no other form of numbers than digits. */
+#ifndef WIDE
+#define WIDE(n_digits, bits) 0
+#define vd_wide(sum, codes, numbers, odd) (sum)
+#define vd_sum_wide(sum) vi_zero()
+#define vi_store_wide(even, odd, numbers) vi_zero()
+#endif
+
 #include "fold.h"
 #include "codes.h"
 #include "keys.h"

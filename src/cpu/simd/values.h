@@ -32,23 +32,37 @@ struct value_batch {
 
 /* ------------------------------------------------------------------ summing */
 
-/* Adds the codes of a block in `side` vectors of channels from `word` on. */
-KIVI_INLINE void add_block(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t stride,
+/* Adds one word of each 16 tokens of a block, `half` words apart, in `side` vectors of channels. */
+KIVI_INLINE void add_block(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t half,
                            uintptr_t ahead, const struct operands *o, size_t offset, uint32_t rows,
                            uint32_t side, uint32_t n_digits, uint32_t bits)
 {
     uint32_t i, v;
 
     KIVI_UNROLL
-    for (i = 0; i < bits; i++) {
+    for (i = 0; i < 2; i++, word += half) {
         KIVI_UNROLL
         for (v = 0; v < side * LANES; v += 16)
-            prefetch_ahead(word + i * stride + v, ahead);
+            prefetch_ahead(word + v, ahead);
+        add_dots(sum, word, o, offset + 4 * i, rows, side, n_digits, bits, SIGNED_WEIGHTS(bits));
     }
-    KIVI_UNROLL
-    for (i = 0; i < 2; i++)
-        add_dots(sum, word + i * (bits / 2) * stride, stride, o, offset + 4 * i, rows, side,
-                     n_digits, bits, SIGNED_WEIGHTS(bits));
+}
+
+/* Adds one word of each 16 tokens of the n blocks of a unit. */
+KIVI_INLINE void add_words(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, uint32_t n,
+                           const struct value_batch *b, const struct operands *o, size_t offset,
+                           uint32_t rows, uint32_t side, uint32_t n_digits, uint32_t bits)
+{
+    const size_t half = (size_t)WORDS(bits) * b->l->dim_pad;
+    const size_t block = b->l->block_bytes / sizeof *word;
+
+    for (; n >= 2; n -= 2, offset += SET) {
+        add_block(sum, word, half, b->ahead, o, offset, rows, side, n_digits, bits);
+        add_block(sum, word + block, half, b->ahead, o, offset + 8, rows, side, n_digits, bits);
+        word += 2 * block;
+    }
+    if (n > 0)
+        add_block(sum, word, half, b->ahead, o, offset, rows, side, n_digits, bits);
 }
 
 /* Adds the codes of `side` vectors of channels, weighted, to rows from `row` on. side and the last three are
@@ -57,12 +71,11 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
                              float *out, uint32_t row, uint32_t rows, uint32_t n_digits,
                              uint32_t bits)
 {
-    const struct kivi_layout *l = b->l;
-    struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
-                         b->steps[row][0], UNITS * STEPS};
-    const size_t stride = l->dim_pad;
-    const char *block = b->blocks + channel * sizeof(uint32_t);
-    uint32_t left = b->n_tokens / KIVI_TILE, unit, set, r, v;
+    const struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
+                               b->steps[row][0], UNITS * STEPS};
+    const size_t stride = b->l->dim_pad;
+    const char *block = b->blocks;
+    uint32_t left = b->n_tokens / KIVI_TILE, unit, i, r, v;
     VF total[MAX_SIDE][MAX_ROWS];
 
     out += channel;
@@ -73,23 +86,20 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
             total[v][r] = vf_add(vf_load(out + r * stride + v * LANES), vf_set(b->bias[row + r]));
     }
     for (unit = 0; left > 0; unit++) {
-        VD sum[MAX_SIDE][MAX_SUMS];
+        const uint32_t n = left < UNIT_TOKENS / KIVI_TILE ? left : UNIT_TOKENS / KIVI_TILE;
 
-        clear_dots(sum, rows * SUMS(n_digits, bits), side);
-        for (set = 0; set < MAX_SETS && left >= 2; set++, left -= 2, o.digits += SET) {
-            add_block(sum, (const uint32_t *)(const void *)block, stride, b->ahead, &o, 0, rows,
-                      side, n_digits, bits);
-            block += l->block_bytes;
-            add_block(sum, (const uint32_t *)(const void *)block, stride, b->ahead, &o, 8, rows,
-                      side, n_digits, bits);
-            block += l->block_bytes;
+        KIVI_UNROLL
+        for (i = 0; i < WORDS(bits); i++) {
+            const uint32_t place = i * PLACES(bits);
+            VD sum[MAX_SIDE][MAX_SUMS];
+
+            clear_dots(sum, rows * SUMS(n_digits, bits), side);
+            add_words(sum, (const uint32_t *)(const void *)block + i * stride + channel, n, b, &o,
+                      (size_t)unit * UNIT_TOKENS + 16 * place, rows, side, n_digits, bits);
+            add_sums(total, sum, &o, unit, place, rows, side, n_digits, bits);
         }
-        if (set < MAX_SETS && left == 1) {
-            add_block(sum, (const uint32_t *)(const void *)block, stride, b->ahead, &o, 0, rows,
-                      side, n_digits, bits);
-            left = 0;
-        }
-        add_unit(total, sum, &o, unit, rows, side, n_digits, bits);
+        block += (size_t)n * b->l->block_bytes;
+        left -= n;
     }
     KIVI_UNROLL
     for (r = 0; r < rows; r++) {
