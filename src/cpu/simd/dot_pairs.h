@@ -38,9 +38,9 @@ KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
     return sum;
 }
 
-/* At 8 bits numbers of two digits are not cut: pairs of 16 bits are multiplied, those of a word's even bytes
+/* Numbers of two digits are not cut: pairs of 16 bits are multiplied, those of a word's even bytes
  * and those of its odd ones, and summed in 32. */
-#define WIDE(n_digits, bits) ((n_digits) == 2 && (bits) == 8)
+#define WIDE(n_digits, bits) ((n_digits) == 2)
 
 KIVI_INLINE VD vd_wide(VD sum, VI codes, VI numbers, uint32_t odd)
 {
