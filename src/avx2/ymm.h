@@ -101,16 +101,11 @@ KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm256_blendv_ps(no, yes,
 /* The larger size of two numbers. */
 KIVI_INLINE VF vf_larger(VF a, VF b) { return vf_max(vf_abs(a), vf_abs(b)); }
 
-/* The largest of each four lanes, in all of them, and of all lanes. */
+/* The largest of each four lanes, in all of them. */
 KIVI_INLINE VF vf_largest_of_four(VF a)
 {
     a = vf_max(a, _mm256_permute_ps(a, 0xb1));
     return vf_max(a, _mm256_permute_ps(a, 0x4e));
-}
-KIVI_INLINE VF vf_largest_of_all(VF a)
-{
-    a = vf_largest_of_four(a);
-    return vf_max(a, _mm256_permute2f128_ps(a, a, 1));
 }
 
 KIVI_INLINE float vf_sum(VF a)

@@ -96,17 +96,11 @@ KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, n
 /* The larger size of two numbers. */
 KIVI_INLINE VF vf_larger(VF a, VF b) { return _mm512_range_ps(a, b, 11); }
 
-/* The largest of each four lanes, in all of them, and of all lanes. */
+/* The largest of each four lanes, in all of them. */
 KIVI_INLINE VF vf_largest_of_four(VF a)
 {
     a = vf_max(a, _mm512_permute_ps(a, 0xb1));
     return vf_max(a, _mm512_permute_ps(a, 0x4e));
-}
-KIVI_INLINE VF vf_largest_of_all(VF a)
-{
-    a = vf_largest_of_four(a);
-    a = vf_max(a, _mm512_shuffle_f32x4(a, a, 0xb1));
-    return vf_max(a, _mm512_shuffle_f32x4(a, a, 0x4e));
 }
 
 KIVI_INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }

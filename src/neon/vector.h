@@ -63,6 +63,18 @@ KIVI_INLINE VI vi_pack_signed(const VI *a)
 }
 KIVI_INLINE VI vi_pack_unsigned(const VI *a) { return vi_pack_signed(a); }
 
+/* The numbers of four vectors, which fit 16 bits: numbers 0 and 2 of each, and 1 and 3. Returns their sums. */
+KIVI_INLINE VI vi_store_wide(uint8_t *even, uint8_t *odd, const VI *a)
+{
+    const int16x8_t low = vuzp1q_s16(vreinterpretq_s16_s32(a[0]), vreinterpretq_s16_s32(a[1]));
+    const int16x8_t high = vuzp1q_s16(vreinterpretq_s16_s32(a[2]), vreinterpretq_s16_s32(a[3]));
+    const int16x8_t first = vuzp1q_s16(low, high), second = vuzp2q_s16(low, high);
+
+    vi_store(even, vreinterpretq_s32_s16(first));
+    vi_store(odd, vreinterpretq_s32_s16(second));
+    return vpadalq_s16(vpaddlq_s16(first), second);
+}
+
 /* The sums of the four bytes of each lane. */
 KIVI_INLINE VI vi_sum_signed(VI a) { return vpaddlq_s16(vpaddlq_s8(vreinterpretq_s8_s32(a))); }
 KIVI_INLINE VI vi_sum_unsigned(VI a)
@@ -98,9 +110,8 @@ KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }
 /* The larger size of two numbers. */
 KIVI_INLINE VF vf_larger(VF a, VF b) { return vmaxq_f32(vabsq_f32(a), vabsq_f32(b)); }
 
-/* The largest of each four lanes, in all of them, and of all lanes. */
+/* The largest of each four lanes, in all of them. */
 KIVI_INLINE VF vf_largest_of_four(VF a) { return vdupq_n_f32(vmaxvq_f32(a)); }
-KIVI_INLINE VF vf_largest_of_all(VF a) { return vf_largest_of_four(a); }
 
 KIVI_INLINE float vf_sum(VF a) { return vaddvq_f32(a); }
 KIVI_INLINE float vf_largest(VF a) { return vmaxvq_f32(a); }

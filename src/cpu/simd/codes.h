@@ -30,13 +30,11 @@ KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
 #define SUMS(n_digits, bits) ((WIDE(n_digits, bits) ? 1 : (n_digits)) * PLACES(bits))
 
 /* Rows, and vectors of codes, that go together: as many as there are registers for. */
-#define FITS(rows, side, n_digits, bits) ((rows) * (side) * SUMS(n_digits, bits) <= ACCUMULATORS)
+#define FITS(rows, side, n_digits, bits) ((rows) * (side)*SUMS(n_digits, bits) <= ACCUMULATORS)
 #define ROWS_TOGETHER(n_digits, bits)                                                              \
     (FITS(4, 1, n_digits, bits) ? 4u : FITS(2, 1, n_digits, bits) ? 2u : 1u)
 #define SIDE_BY_SIDE(rows, n_digits, bits)                                                         \
-    (LANES <= 8 && FITS(rows, 4, n_digits, bits) ? 4u                                              \
-     : FITS(rows, 2, n_digits, bits)             ? 2u                                              \
-                                                 : 1u)
+    (LANES <= 8 && FITS(rows, 4, n_digits, bits) ? 4u : FITS(rows, 2, n_digits, bits) ? 2u : 1u)
 
 /* By how much the codes of place i stay shifted to the left. */
 KIVI_INLINE uint32_t shift_left_over(uint32_t i, uint32_t bits, int is_signed)

@@ -162,9 +162,9 @@ KIVI_INLINE void fold(const float *x, const float *scale, const float *middle, u
             KIVI_UNROLL
             for (w = 0; w < 4; w++)
                 number[w] = vi_round(vf_mul(product[4 * i + w][v], inverse[v]));
-            all->bias = vf_fma(cut(number, n_digits, bits, is_signed,
-                                   digits + i * SET + v * 4 * LANES, width),
-                               vf_mul(step[v], vf_set(-middle_code(bits))), all->bias);
+            all->bias = vf_fma(
+                cut(number, n_digits, bits, is_signed, digits + i * SET + v * 4 * LANES, width),
+                vf_mul(step[v], vf_set(-middle_code(bits))), all->bias);
         }
     }
 }

@@ -18,7 +18,7 @@
 struct key_batch {
     const struct kivi_layout *l;
     const char *blocks;
-    uint32_t n_blocks, width; /* channels of a block, up to whole sets */
+    uint32_t n_blocks, width;       /* channels of a block, up to whole sets */
     uint32_t n_rows, row[MAX_ROWS]; /* of the caller's */
     uintptr_t ahead;
     int is_dwarfed; /* all channels but one are next to nothing */
@@ -73,9 +73,9 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
 }
 
 /* Adds the outlier channels of `side` vectors of tokens. */
-KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_batch *b, uint32_t block,
-                              uint32_t row, const uint32_t *codes, uint32_t rows, uint32_t side,
-                              uint32_t bits)
+KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_batch *b,
+                              uint32_t block, uint32_t row, const uint32_t *codes, uint32_t rows,
+                              uint32_t side, uint32_t bits)
 {
     uint32_t k, r, v;
 
@@ -89,8 +89,8 @@ KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_bat
 
             KIVI_UNROLL
             for (r = 0; r < rows; r++)
-                total[v][r] = vf_fma(vf_of(code), vf_set(b->outlier_product[block][row + r][k]),
-                                     total[v][r]);
+                total[v][r] =
+                    vf_fma(vf_of(code), vf_set(b->outlier_product[block][row + r][k]), total[v][r]);
         }
     }
 }
@@ -252,9 +252,8 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
     SCORE_LOOP(1, n_digits, bits)                                                                  \
     SCORE_LOOP(2, n_digits, bits)                                                                  \
     SCORE_LOOP(4, n_digits, bits)                                                                  \
-    KIVI_APART uint32_t score_##n_digits##_##bits(struct key_batch *b, const float *q,             \
-                                                  uint32_t *rows, uint32_t n, float *scores,       \
-                                                  size_t ld)                                       \
+    KIVI_APART uint32_t score_##n_digits##_##bits(                                                 \
+        struct key_batch *b, const float *q, uint32_t *rows, uint32_t n, float *scores, size_t ld) \
     {                                                                                              \
         return score_queries(b, q, rows, n, scores, ld, score_4_##n_digits##_##bits,               \
                              score_2_##n_digits##_##bits, score_1_##n_digits##_##bits, n_digits,   \

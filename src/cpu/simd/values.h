@@ -136,19 +136,19 @@ KIVI_INLINE void fold_weights(struct value_batch *b, const float *p, uint32_t ro
 
     for (t = 0; t + UNIT_TOKENS <= b->n_tokens; t += UNIT_TOKENS)
         fold(p + t, b->scale + t, b->middle + t, UNIT_TOKENS, MAX_SETS, n_digits, bits,
-             SIGNED_WEIGHTS(bits), places, digits + t, VALUE_TOKENS,
-             b->steps[row][t / UNIT_TOKENS], &all);
+             SIGNED_WEIGHTS(bits), places, digits + t, VALUE_TOKENS, b->steps[row][t / UNIT_TOKENS],
+             &all);
     if (t < b->n_tokens)
         fold(p + t, b->scale + t, b->middle + t, b->n_tokens - t, MAX_SETS, n_digits, bits,
-             SIGNED_WEIGHTS(bits), places, digits + t, VALUE_TOKENS,
-             b->steps[row][t / UNIT_TOKENS], &all);
+             SIGNED_WEIGHTS(bits), places, digits + t, VALUE_TOKENS, b->steps[row][t / UNIT_TOKENS],
+             &all);
     b->bias[row] = vf_sum(all.bias);
 }
 
 /* Adds the batch to its rows. The last two are constants. */
 KIVI_INLINE void sum_weights(struct value_batch *b, const float *p, size_t ld, float *out,
-                          sum_loop *of_4, sum_loop *of_2, sum_loop *of_1, uint32_t n_digits,
-                          uint32_t bits)
+                             sum_loop *of_4, sum_loop *of_2, sum_loop *of_1, uint32_t n_digits,
+                             uint32_t bits)
 {
     const size_t stride = b->l->dim_pad;
     float places[STEPS];
@@ -181,8 +181,8 @@ KIVI_INLINE void sum_weights(struct value_batch *b, const float *p, size_t ld, f
     KIVI_APART void sum_##n_digits##_##bits(struct value_batch *b, const float *p, size_t ld,      \
                                             float *out)                                            \
     {                                                                                              \
-        sum_weights(b, p, ld, out, sum_4_##n_digits##_##bits, sum_2_##n_digits##_##bits,              \
-                 sum_1_##n_digits##_##bits, n_digits, bits);                                       \
+        sum_weights(b, p, ld, out, sum_4_##n_digits##_##bits, sum_2_##n_digits##_##bits,           \
+                    sum_1_##n_digits##_##bits, n_digits, bits);                                    \
     }
 
 SUM_ROWS(1, 2)
