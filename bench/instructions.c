@@ -101,13 +101,15 @@ static void prepare(struct work *w)
         }
         for (i = 0; i < l.scale_bytes / 2; i++) {
             kivi_scales(&l, block)[i] = (uint16_t)(0x3800 - w->bits * 0x400 + (i * 37 & 0x3ff));
-            kivi_minima(&l, block)[i] = (uint16_t)(0xb800 + (i * 53 & 0x1ff));
+            /* minus scale times half of the levels */
+            kivi_minima(&l, block)[i] =
+                (uint16_t)(0x8000 + kivi_scales(&l, block)[i] + (w->bits - 1) * 0x400);
         }
     }
     for (i = 0; i < MAX_HEADS * (w->values ? TOKENS : DIM); i++) {
         const float x = next_number(&state);
 
-        w->rows[i] = w->values ? x * x / TOKENS : x;
+        w->rows[i] = w->values ? x * x / TOKENS : x * 0.088f; /* the softmax scale */
     }
 }
 

@@ -8,7 +8,7 @@
 #define KIVI_INLINE static inline __attribute__((always_inline))
 
 #define LANES 8
-#define OPERANDS 4 /* dot products that share unpacked codes: what 16 registers hold */
+#define ACCUMULATORS 8 /* of dot products: what 16 registers hold beside the rest */
 
 typedef __m256i VI;
 typedef __m256 VF;
@@ -26,6 +26,11 @@ KIVI_INLINE VI vi_or(VI a, VI b) { return _mm256_or_si256(a, b); }
 KIVI_INLINE VI vi_shift_left(VI a, int n) { return _mm256_slli_epi32(a, n); }
 KIVI_INLINE VI vi_shift_right(VI a, int n) { return _mm256_srli_epi32(a, n); }
 KIVI_INLINE VI vi_shift_signed(VI a, int n) { return _mm256_srai_epi32(a, n); }
+/* By a number that is no constant. */
+KIVI_INLINE VI vi_shift_right_by(VI a, uint32_t n)
+{
+    return _mm256_srl_epi32(a, _mm_cvtsi32_si128((int)n));
+}
 
 /* The same four bytes in every lane. */
 KIVI_INLINE VI vi_repeat4(const uint8_t *p)
@@ -46,50 +51,33 @@ KIVI_INLINE void vi_store_bytes(uint8_t *to, const VI *a)
                                                      _mm256_extracti128_si256(ordered, 1)));
 }
 
-/* 16 lanes as 16 bits; they fit. */
-KIVI_INLINE void vi_store_words(int16_t *to, const VI *a)
+/* The bytes of four vectors whose lanes fit one: lane 4 * i + w has fours i of vector w. */
+KIVI_INLINE VI vi_pack_signed(const VI *a)
 {
-    const VI words = _mm256_packs_epi32(a[0], a[1]);
-
-    _mm256_storeu_si256((__m256i *)to, _mm256_permute4x64_epi64(words, 0xd8));
+    return _mm256_packs_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
+}
+KIVI_INLINE VI vi_pack_unsigned(const VI *a)
+{
+    return _mm256_packus_epi16(_mm256_packs_epi32(a[0], a[1]), _mm256_packs_epi32(a[2], a[3]));
 }
 
-/* ------------------------------------------- 16-bit integers, twice as many lanes */
-
-/* a * b / 2^15, rounded. */
-KIVI_INLINE VI vw_multiply(VI a, VI b) { return _mm256_mulhrs_epi16(a, b); }
-/* The sums of neighbours' squares, in 32 bits. */
-KIVI_INLINE VI vw_squares(VI a) { return _mm256_madd_epi16(a, a); }
-
-/* The low bytes of a and of b, each in order. */
-KIVI_INLINE void vw_store_bytes(uint8_t *to_a, uint8_t *to_b, VI a, VI b)
+/* The sums of the four bytes of each lane. */
+KIVI_INLINE VI vi_sum_signed(VI a)
 {
-    const VI byte = _mm256_set1_epi16(0xff);
-    const VI bytes = _mm256_packus_epi16(vi_and(a, byte), vi_and(b, byte));
-    const VI ordered = _mm256_permute4x64_epi64(bytes, 0xd8);
-
-    _mm_storeu_si128((__m128i *)to_a, _mm256_castsi256_si128(ordered));
-    _mm_storeu_si128((__m128i *)to_b, _mm256_extracti128_si256(ordered, 1));
+    const VI pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), a);
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
-
-/* a = 256 * high + low, both signed. */
-KIVI_INLINE void vw_store_signed_digits(uint8_t *low, uint8_t *high, VI a)
+KIVI_INLINE VI vi_sum_unsigned(VI a)
 {
-    const VI carried = _mm256_add_epi16(a, _mm256_set1_epi16(128));
-
-    vw_store_bytes(low, high, a, _mm256_srli_epi16(carried, 8));
-}
-
-/* The same, both unsigned, a >= 0. */
-KIVI_INLINE void vw_store_digits(uint8_t *low, uint8_t *high, VI a)
-{
-    vw_store_bytes(low, high, a, _mm256_srli_epi16(a, 8));
+    const VI pairs = _mm256_maddubs_epi16(a, _mm256_set1_epi8(1));
+    return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
 /* ------------------------------------------------------------------ floats */
 
 KIVI_INLINE VF vf_zero(void) { return _mm256_setzero_ps(); }
 KIVI_INLINE VF vf_set(float x) { return _mm256_set1_ps(x); }
+KIVI_INLINE VF vf_first(float x) { return _mm256_zextps128_ps256(_mm_set_ss(x)); } /* else 0 */
 KIVI_INLINE VF vf_load(const float *p) { return _mm256_loadu_ps(p); }
 KIVI_INLINE void vf_store(float *p, VF a) { _mm256_storeu_ps(p, a); }
 KIVI_INLINE VF vf_add(VF a, VF b) { return _mm256_add_ps(a, b); }
@@ -111,6 +99,16 @@ KIVI_INLINE int vm_any(VM m) { return _mm256_movemask_ps(m) != 0; }
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm256_sub_epi32(n, _mm256_castps_si256(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm256_blendv_ps(no, yes, m); }
+
+/* The larger size of two numbers. */
+KIVI_INLINE VF vf_larger(VF a, VF b) { return vf_max(vf_abs(a), vf_abs(b)); }
+
+/* The largest of each four lanes, in all of them. */
+KIVI_INLINE VF vf_largest_of_four(VF a)
+{
+    a = vf_max(a, _mm256_permute_ps(a, 0xb1));
+    return vf_max(a, _mm256_permute_ps(a, 0x4e));
+}
 
 KIVI_INLINE float vf_sum(VF a)
 {
@@ -163,6 +161,26 @@ KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm256_maddubs_epi16(u, s); }
 KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm256_add_epi16(a, b); }
 /* The sum of neighbouring 16 bits, times x. */
 KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm256_madd_epi16(a, _mm256_set1_epi16(x)); }
+/* Bytes 0 and 2 of a lane, and 1 and 3, in 16 bits each. */
+KIVI_INLINE VI vi_even_bytes(VI a) { return vi_and(a, _mm256_set1_epi16(255)); }
+KIVI_INLINE VI vi_odd_bytes(VI a) { return _mm256_srli_epi16(a, 8); }
+/* The sums of products of neighbouring 16 bits. */
+KIVI_INLINE VI vi_multiply(VI a, VI b) { return _mm256_madd_epi16(a, b); }
+
+/* The numbers of four vectors, which fit 16 bits: numbers 0 and 2 of each four lanes, and 1 and 3. Lane 4 * i + w
+ * has those of fours i of vector w. Returns the sums of the fours. */
+KIVI_INLINE VI vi_store_wide(uint8_t *even, uint8_t *odd, const VI *a)
+{
+    VI low = _mm256_packs_epi32(a[0], a[1]), high = _mm256_packs_epi32(a[2], a[3]), first, second;
+
+    low = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(low, 0xd8), 0xd8);
+    high = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(high, 0xd8), 0xd8);
+    first = _mm256_unpacklo_epi64(_mm256_shuffle_epi32(low, 0xd8), _mm256_shuffle_epi32(high, 0xd8));
+    second = _mm256_unpackhi_epi64(_mm256_shuffle_epi32(low, 0xd8), _mm256_shuffle_epi32(high, 0xd8));
+    vi_store(even, first);
+    vi_store(odd, second);
+    return vi_add(vi_multiply(first, _mm256_set1_epi16(1)), vi_multiply(second, _mm256_set1_epi16(1)));
+}
 KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm256_set1_epi8(15)); }
 
 /* ---------------------------------------------- what simd/checksum.h needs */

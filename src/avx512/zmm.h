@@ -8,7 +8,7 @@
 #define KIVI_INLINE static inline __attribute__((always_inline))
 
 #define LANES 16
-#define OPERANDS 8 /* dot products that share unpacked codes: what 32 registers hold */
+#define ACCUMULATORS 16 /* of dot products: what 32 registers hold beside the rest */
 
 typedef __m512i VI;
 typedef __m512 VF;
@@ -26,6 +26,11 @@ KIVI_INLINE VI vi_or(VI a, VI b) { return _mm512_or_si512(a, b); }
 KIVI_INLINE VI vi_shift_left(VI a, unsigned n) { return _mm512_slli_epi32(a, n); }
 KIVI_INLINE VI vi_shift_right(VI a, unsigned n) { return _mm512_srli_epi32(a, n); }
 KIVI_INLINE VI vi_shift_signed(VI a, unsigned n) { return _mm512_srai_epi32(a, n); }
+/* By a number that is no constant. */
+KIVI_INLINE VI vi_shift_right_by(VI a, uint32_t n)
+{
+    return _mm512_srl_epi32(a, _mm_cvtsi32_si128((int)n));
+}
 
 /* The same four bytes in every lane. */
 KIVI_INLINE VI vi_repeat4(const uint8_t *p)
@@ -41,39 +46,33 @@ KIVI_INLINE void vi_store_bytes(uint8_t *to, const VI *a)
     _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8(a[0]));
 }
 
-/* 16 lanes as 16 bits. */
-KIVI_INLINE void vi_store_words(int16_t *to, const VI *a)
+/* The bytes of four vectors whose lanes fit one: lane 4 * i + w has fours i of vector w. */
+KIVI_INLINE VI vi_pack_signed(const VI *a)
 {
-    _mm256_storeu_si256((__m256i *)to, _mm512_cvtepi32_epi16(a[0]));
+    return _mm512_packs_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
+}
+KIVI_INLINE VI vi_pack_unsigned(const VI *a)
+{
+    return _mm512_packus_epi16(_mm512_packs_epi32(a[0], a[1]), _mm512_packs_epi32(a[2], a[3]));
 }
 
-/* ------------------------------------------- 16-bit integers, twice as many lanes */
-
-/* a * b / 2^15, rounded. */
-KIVI_INLINE VI vw_multiply(VI a, VI b) { return _mm512_mulhrs_epi16(a, b); }
-/* The sums of neighbours' squares, in 32 bits. */
-KIVI_INLINE VI vw_squares(VI a) { return _mm512_madd_epi16(a, a); }
-
-/* a = 256 * high + low, both signed. */
-KIVI_INLINE void vw_store_signed_digits(uint8_t *low, uint8_t *high, VI a)
+/* The sums of the four bytes of each lane. */
+KIVI_INLINE VI vi_sum_signed(VI a)
 {
-    const VI carried = _mm512_add_epi16(a, _mm512_set1_epi16(128));
-
-    _mm256_storeu_si256((__m256i *)low, _mm512_cvtepi16_epi8(a));
-    _mm256_storeu_si256((__m256i *)high, _mm512_cvtepi16_epi8(_mm512_srli_epi16(carried, 8)));
+    const VI pairs = _mm512_maddubs_epi16(_mm512_set1_epi8(1), a);
+    return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
-
-/* The same, both unsigned, a >= 0. */
-KIVI_INLINE void vw_store_digits(uint8_t *low, uint8_t *high, VI a)
+KIVI_INLINE VI vi_sum_unsigned(VI a)
 {
-    _mm256_storeu_si256((__m256i *)low, _mm512_cvtepi16_epi8(a));
-    _mm256_storeu_si256((__m256i *)high, _mm512_cvtepi16_epi8(_mm512_srli_epi16(a, 8)));
+    const VI pairs = _mm512_maddubs_epi16(a, _mm512_set1_epi8(1));
+    return _mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 
 /* ------------------------------------------------------------------ floats */
 
 KIVI_INLINE VF vf_zero(void) { return _mm512_setzero_ps(); }
 KIVI_INLINE VF vf_set(float x) { return _mm512_set1_ps(x); }
+KIVI_INLINE VF vf_first(float x) { return _mm512_zextps128_ps512(_mm_set_ss(x)); } /* else 0 */
 KIVI_INLINE VF vf_load(const float *p) { return _mm512_loadu_ps(p); }
 KIVI_INLINE void vf_store(float *p, VF a) { _mm512_storeu_ps(p, a); }
 KIVI_INLINE VF vf_add(VF a, VF b) { return _mm512_add_ps(a, b); }
@@ -95,6 +94,16 @@ KIVI_INLINE int vm_any(VM m) { return m != 0; }
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm512_mask_add_epi32(n, m, n, vi_set(1)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, no, yes); }
+
+/* The larger size of two numbers. */
+KIVI_INLINE VF vf_larger(VF a, VF b) { return _mm512_range_ps(a, b, 11); }
+
+/* The largest of each four lanes, in all of them. */
+KIVI_INLINE VF vf_largest_of_four(VF a)
+{
+    a = vf_max(a, _mm512_permute_ps(a, 0xb1));
+    return vf_max(a, _mm512_permute_ps(a, 0x4e));
+}
 
 KIVI_INLINE float vf_sum(VF a) { return _mm512_reduce_add_ps(a); }
 KIVI_INLINE float vf_largest(VF a) { return _mm512_reduce_max_ps(a); }
@@ -150,6 +159,26 @@ KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm512_maddubs_epi16(u, s); }
 KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }
 /* The sum of neighbouring 16 bits, times x. */
 KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm512_madd_epi16(a, _mm512_set1_epi16(x)); }
+/* Bytes 0 and 2 of a lane, and 1 and 3, in 16 bits each. */
+KIVI_INLINE VI vi_even_bytes(VI a) { return vi_and(a, _mm512_set1_epi16(255)); }
+KIVI_INLINE VI vi_odd_bytes(VI a) { return _mm512_srli_epi16(a, 8); }
+/* The sums of products of neighbouring 16 bits. */
+KIVI_INLINE VI vi_multiply(VI a, VI b) { return _mm512_madd_epi16(a, b); }
+
+/* The numbers of four vectors, which fit 16 bits: numbers 0 and 2 of each four lanes, and 1 and 3. Lane 4 * i + w
+ * has those of fours i of vector w. Returns the sums of the fours. */
+KIVI_INLINE VI vi_store_wide(uint8_t *even, uint8_t *odd, const VI *a)
+{
+    VI low = _mm512_packs_epi32(a[0], a[1]), high = _mm512_packs_epi32(a[2], a[3]), first, second;
+
+    low = _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(low, 0xd8), 0xd8);
+    high = _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(high, 0xd8), 0xd8);
+    first = _mm512_unpacklo_epi64(_mm512_shuffle_epi32(low, 0xd8), _mm512_shuffle_epi32(high, 0xd8));
+    second = _mm512_unpackhi_epi64(_mm512_shuffle_epi32(low, 0xd8), _mm512_shuffle_epi32(high, 0xd8));
+    vi_store(even, first);
+    vi_store(odd, second);
+    return vi_add(vi_multiply(first, _mm512_set1_epi16(1)), vi_multiply(second, _mm512_set1_epi16(1)));
+}
 KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm512_set1_epi8(15)); }
 
 /* ---------------------------------------------- what simd/checksum.h needs */

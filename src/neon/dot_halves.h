@@ -11,9 +11,10 @@ typedef struct {
     int16x8_t low_top, high_top; /* of the upper nibbles, only at 8 bits */
 } VD;
 
-/* How many products one VD takes. */
-#define DOTS_SIGNED(bits) ((bits) == 2 ? 85 : 17)  /* 128 * 3 and 128 * 15 to a product */
-#define DOTS_UNSIGNED(bits) ((bits) == 2 ? 42 : 8) /* 255 * 3 and 255 * 15 */
+/* A sum takes 17 products of signed digits, 128 * 15 each, and as many of unsigned ones at 2 bits, 255 * 3: more
+ * than those of a place. */
+#define SHIFT_SIGNED(bits, place) ((bits) * (place))
+#define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 
 KIVI_INLINE VD vd_zero(void)
 {
@@ -64,6 +65,28 @@ KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
         vmlal_u8(vreinterpretq_u16_s16(sum.low), vget_low_u8(bytes), vget_low_u8(four)));
     sum.high = vreinterpretq_s16_u16(vmlal_high_u8(vreinterpretq_u16_s16(sum.high), bytes, four));
     return sum;
+}
+
+/* Numbers of two digits are not cut: 16-bit products of the even bytes of a word, and of its odd ones. */
+#define WIDE(n_digits, bits) ((n_digits) == 2)
+
+KIVI_INLINE VD vd_wide(VD sum, VI codes, VI numbers, uint32_t odd)
+{
+    const uint16x8_t words = vreinterpretq_u16_s32(codes);
+    const int16x8_t bytes =
+        vreinterpretq_s16_u16(odd ? vshrq_n_u16(words, 8) : vandq_u16(words, vdupq_n_u16(255)));
+    const int16x8_t pair = vreinterpretq_s16_s8(repeated(numbers));
+
+    sum.low = vreinterpretq_s16_s32(
+        vmlal_s16(vreinterpretq_s32_s16(sum.low), vget_low_s16(bytes), vget_low_s16(pair)));
+    sum.high =
+        vreinterpretq_s16_s32(vmlal_high_s16(vreinterpretq_s32_s16(sum.high), bytes, pair));
+    return sum;
+}
+
+KIVI_INLINE VI vd_sum_wide(VD sum)
+{
+    return vpaddq_s32(vreinterpretq_s32_s16(sum.low), vreinterpretq_s32_s16(sum.high));
 }
 
 KIVI_INLINE VI lanes_of(int16x8_t low, int16x8_t high)

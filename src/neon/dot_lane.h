@@ -5,8 +5,13 @@
 #ifndef KIVI_NEON_DOT_LANE_H
 #define KIVI_NEON_DOT_LANE_H
 
-#define DOTS_SIGNED(bits) 1024 /* more than there are */
-#define DOTS_UNSIGNED(bits) 1024
+/* Signed codes must not reach the sign. */
+#ifdef KIVI_UNSIGNED_CODES
+#define SHIFT_SIGNED(bits, place) 0
+#else
+#define SHIFT_SIGNED(bits, place) ((bits) < 8 && (bits) * ((place) + 1) == 8 ? (bits) : 0)
+#endif
+#define SHIFT_UNSIGNED(bits, place) 0
 
 KIVI_INLINE VI vi_dot_signed(VI sum, VI codes, VI digits)
 {

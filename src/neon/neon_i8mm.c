@@ -1,6 +1,7 @@
 /* The table with the int8 matrix extension, of which it takes the mixed-sign dot product. */
 #include "vector.h"
 
+#define KIVI_UNSIGNED_CODES /* beside signed digits */
 #include "dot_lane.h"
 
 typedef VI VD;

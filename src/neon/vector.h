@@ -13,7 +13,7 @@
 #define KIVI_INLINE static inline __attribute__((always_inline))
 
 #define LANES 4
-#define OPERANDS 4 /* dot products that share unpacked codes: what 32 registers hold */
+#define ACCUMULATORS 16 /* of dot products: what 32 registers hold beside the rest */
 
 typedef int32x4_t VI;
 typedef float32x4_t VF;
@@ -33,6 +33,7 @@ KIVI_INLINE VI vi_or(VI a, VI b) { return vorrq_s32(a, b); }
 KIVI_INLINE VI vi_shift_left(VI a, int n) { return a << n; }
 KIVI_INLINE VI vi_shift_right(VI a, int n) { return (VI)((uint32x4_t)a >> n); }
 KIVI_INLINE VI vi_shift_signed(VI a, int n) { return a >> n; }
+KIVI_INLINE VI vi_shift_right_by(VI a, uint32_t n) { return (VI)((uint32x4_t)a >> n); }
 
 /* Four bytes, in the first lane: here the dot products repeat them. Loads of one register have an
  * offset, and those that repeat have none, which would take an addition. */
@@ -52,50 +53,40 @@ KIVI_INLINE void vi_store_bytes(uint8_t *to, const VI *a)
     vst1q_u8(to, vuzp1q_u8(vreinterpretq_u8_u16(low), vreinterpretq_u8_u16(high)));
 }
 
-/* The low halves of 16 lanes. */
-KIVI_INLINE void vi_store_words(int16_t *to, const VI *a)
+/* The bytes of four vectors whose lanes fit one. */
+KIVI_INLINE VI vi_pack_signed(const VI *a)
 {
-    vst1q_s16(to, vuzp1q_s16(vreinterpretq_s16_s32(a[0]), vreinterpretq_s16_s32(a[1])));
-    vst1q_s16(to + 8, vuzp1q_s16(vreinterpretq_s16_s32(a[2]), vreinterpretq_s16_s32(a[3])));
+    const int16x8_t low = vuzp1q_s16(vreinterpretq_s16_s32(a[0]), vreinterpretq_s16_s32(a[1]));
+    const int16x8_t high = vuzp1q_s16(vreinterpretq_s16_s32(a[2]), vreinterpretq_s16_s32(a[3]));
+
+    return vreinterpretq_s32_s8(vuzp1q_s8(vreinterpretq_s8_s16(low), vreinterpretq_s8_s16(high)));
+}
+KIVI_INLINE VI vi_pack_unsigned(const VI *a) { return vi_pack_signed(a); }
+
+/* The numbers of four vectors, which fit 16 bits: numbers 0 and 2 of each, and 1 and 3. Returns their sums. */
+KIVI_INLINE VI vi_store_wide(uint8_t *even, uint8_t *odd, const VI *a)
+{
+    const int16x8_t low = vuzp1q_s16(vreinterpretq_s16_s32(a[0]), vreinterpretq_s16_s32(a[1]));
+    const int16x8_t high = vuzp1q_s16(vreinterpretq_s16_s32(a[2]), vreinterpretq_s16_s32(a[3]));
+    const int16x8_t first = vuzp1q_s16(low, high), second = vuzp2q_s16(low, high);
+
+    vi_store(even, vreinterpretq_s32_s16(first));
+    vi_store(odd, vreinterpretq_s32_s16(second));
+    return vpadalq_s16(vpaddlq_s16(first), second);
 }
 
-/* ----------------------------------------------- vectors of 16-bit integers */
-
-/* a * b / 2^15, rounded. */
-KIVI_INLINE VI vw_multiply(VI a, VI b)
+/* The sums of the four bytes of each lane. */
+KIVI_INLINE VI vi_sum_signed(VI a) { return vpaddlq_s16(vpaddlq_s8(vreinterpretq_s8_s32(a))); }
+KIVI_INLINE VI vi_sum_unsigned(VI a)
 {
-    return vreinterpretq_s32_s16(
-        vqrdmulhq_s16(vreinterpretq_s16_s32(a), vreinterpretq_s16_s32(b)));
-}
-
-/* The sum of the squares of two elements in each lane. */
-KIVI_INLINE VI vw_squares(VI a)
-{
-    const int16x8_t x = vreinterpretq_s16_s32(a);
-
-    return vmlal_high_s16(vmull_s16(vget_low_s16(x), vget_low_s16(x)), x, x);
-}
-
-/* a = low + 256 * high: with signed digits, and of numbers that are not negative with unsigned ones. */
-KIVI_INLINE void vw_store_signed_digits(uint8_t *low, uint8_t *high, VI a)
-{
-    const int16x8_t x = vreinterpretq_s16_s32(a);
-
-    vst1_u8(low, vreinterpret_u8_s8(vmovn_s16(x)));
-    vst1_u8(high, vreinterpret_u8_s8(vrshrn_n_s16(x, 8)));
-}
-KIVI_INLINE void vw_store_digits(uint8_t *low, uint8_t *high, VI a)
-{
-    const uint16x8_t x = vreinterpretq_u16_s32(a);
-
-    vst1_u8(low, vmovn_u16(x));
-    vst1_u8(high, vshrn_n_u16(x, 8));
+    return vreinterpretq_s32_u32(vpaddlq_u16(vpaddlq_u8(vreinterpretq_u8_s32(a))));
 }
 
 /* ------------------------------------------------------------------ floats */
 
 KIVI_INLINE VF vf_zero(void) { return vdupq_n_f32(0); }
 KIVI_INLINE VF vf_set(float x) { return vdupq_n_f32(x); }
+KIVI_INLINE VF vf_first(float x) { return vsetq_lane_f32(x, vdupq_n_f32(0), 0); } /* else 0 */
 KIVI_INLINE VF vf_load(const float *p) { return vld1q_f32(p); }
 KIVI_INLINE void vf_store(float *p, VF a) { vst1q_f32(p, a); }
 KIVI_INLINE VF vf_add(VF a, VF b) { return vaddq_f32(a, b); }
@@ -117,6 +108,12 @@ KIVI_INLINE int vm_any(VM m) { return vmaxvq_u32(m) != 0; }
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return vsubq_s32(n, vreinterpretq_s32_u32(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }
+
+/* The larger size of two numbers. */
+KIVI_INLINE VF vf_larger(VF a, VF b) { return vmaxq_f32(vabsq_f32(a), vabsq_f32(b)); }
+
+/* The largest of each four lanes, in all of them. */
+KIVI_INLINE VF vf_largest_of_four(VF a) { return vdupq_n_f32(vmaxvq_f32(a)); }
 
 KIVI_INLINE float vf_sum(VF a) { return vaddvq_f32(a); }
 KIVI_INLINE float vf_largest(VF a) { return vmaxvq_f32(a); }

@@ -66,6 +66,9 @@ void fill_query(struct rng *rng, enum query_fill fill, float *row, uint32_t dim,
         const double x = rng_normal(rng);
 
         switch (fill) {
+        case QUERY_SCALED:
+            row[c] = (float)(x / sqrt(dim));
+            break;
         case QUERY_THOUSAND:
             row[c] = (float)(c == special ? 1000 * x : x);
             break;

@@ -27,6 +27,7 @@ enum rows_fill {
 /* Rows of queries, channels beyond `dim` 0. */
 enum query_fill {
     QUERY_GAUSSIAN,
+    QUERY_SCALED, /* the same, times the softmax scale */
     QUERY_THOUSAND,
     QUERY_ONE_HOT,
     QUERY_HUGE, /* 1e30 */
@@ -34,7 +35,7 @@ enum query_fill {
     QUERY_ZERO,
     QUERY_FILLS
 };
-#define QUERY_RANDOM 1
+#define QUERY_RANDOM 2
 
 /* Weights of tokens, at least 0 and at most 1. */
 enum weight_fill {

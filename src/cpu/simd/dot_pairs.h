@@ -9,9 +9,9 @@ typedef struct {
     VI low, high; /* of the codes' nibbles; `high` only at 8 bits */
 } VD;
 
-/* How many products one VD takes. */
-#define DOTS_SIGNED(bits) ((bits) == 2 ? 40 : 8)   /* 2 * 128 * 3 and 2 * 128 * 15 to a product */
-#define DOTS_UNSIGNED(bits) ((bits) == 2 ? 20 : 4) /* 2 * 255 * 3 and 2 * 255 * 15 */
+/* A sum takes 8 products of signed digits, 2 * 128 * 15 each: those of a place. At 2 bits, 2 * 255 * 3 fit, too. */
+#define SHIFT_SIGNED(bits, place) ((bits) * (place))
+#define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 
 KIVI_INLINE VD vd_zero(void)
 {
@@ -36,6 +36,23 @@ KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
     (void)bits;
     sum.low = vi_add16(sum.low, vi_pairs(digits, codes));
     return sum;
+}
+
+/* Numbers of two digits are not cut: pairs of 16 bits are multiplied, those of a word's even bytes
+ * and those of its odd ones, and summed in 32. */
+#define WIDE(n_digits, bits) ((n_digits) == 2)
+
+KIVI_INLINE VD vd_wide(VD sum, VI codes, VI numbers, uint32_t odd)
+{
+    const VI bytes = odd ? vi_odd_bytes(codes) : vi_even_bytes(codes);
+
+    sum.low = vi_add(sum.low, vi_multiply(bytes, numbers));
+    return sum;
+}
+
+KIVI_INLINE VI vd_sum_wide(VD sum)
+{
+    return sum.low;
 }
 
 KIVI_INLINE VI vd_sum(VD sum, uint32_t bits)

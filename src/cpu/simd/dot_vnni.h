@@ -4,8 +4,9 @@
 
 typedef VI VD;
 
-#define DOTS_SIGNED(bits) 1024 /* more than there are */
-#define DOTS_UNSIGNED(bits) 1024
+/* Codes are unsigned beside signed digits, and signed beside unsigned ones. */
+#define SHIFT_SIGNED(bits, place) 0
+#define SHIFT_UNSIGNED(bits, place) ((bits) * ((place) + 1) == 8 ? (bits) : 0)
 
 KIVI_INLINE VD vd_zero(void)
 {

@@ -1,199 +1,172 @@
 /*
- * Folding, for any vector length: the scales of a block are multiplied into the other operand, and the
- * products, rounded to integers times one step for the whole block, are cut into digits of 8 bits.
+ * Folding, for any vector length. Nothing is dequantized: with x the queries (attention sums over channels)
+ * or the weights (over tokens), and the codes centred about the middle of their range, L / 2,
  *
- * KIVI_STANDARD multiplies in fixed point: operand and scales are rounded to 16 bits of their largest
- * number, and so are the products: two digits. Where that is too coarse, at 8 bits and for KIVI_PRECISE,
- * products are floats, rounded to three digits. docs/numerics.md has the bounds.
+ *     sum x * (code * scale + min) = sum (x * scale) * (code - L / 2) + sum x * middle
+ *     middle = min + L / 2 * scale
+ *
+ * The products x * scale are rounded to integers times a step and cut into digits of 8 bits, so that their
+ * sum over codes is an integer dot product for each digit (codes.h). The rest, the bias, is done in floats.
+ * Centring halves what the rounding does: it counts times code - L / 2, and the middle is exact.
+ *
+ * 16 products have a step of their own (32 of weights), so that at 2 bits one digit mostly does: the rounding is
+ * 1.2% of what the codes' quantization does with normal numbers, and 3.5% beside a product that dwarfs the
+ * rest. Otherwise, and with more bits, there are two digits; for KIVI_PRECISE three.
+ *
+ * Numbers go by sets of 64: four vectors of 16, each of which the codes of bits / 2 words belong to. Which four
+ * of the 16 is a number's place: fours of one place have the same shift in their words, lie in the same
+ * lanes, share a step, and have their digits side by side. So nothing is moved across lanes.
  */
 #ifndef KIVI_SIMD_FOLD_H
 #define KIVI_SIMD_FOLD_H
 
 #define MAX_DIM 512
-#define MAX_DIGITS 3
 #define VECTORS (16 / LANES) /* of 16 lanes, the unit in which numbers are rounded */
 
-/* The largest numbers of two digits and of three, with room for the carry and for rounding. */
-#define TOP_2 32639
-#define TOP_3 8355700
+#define SET 64u
+#define STEPS (SET / 4) /* floats that the steps of a unit take: place i at 4 * i */
+#define MAX_DIGITS 3
+#define MAX_SETS 2 /* of a unit, whose numbers share steps */
 
-/* Below this all numbers count as 0: their inverse might overflow. */
-#define SMALLEST 1e-33f
+/* Below this all numbers count as this: their inverse might overflow. */
+#define SMALLEST 1e-30f
 
-/* Numbers as integers times a step. Up to a multiple of 32 they are padded with 0. */
-struct fixed {
-    float step;
-    int16_t number[MAX_DIM];
-};
-
-/* A block's scales and minima. */
-struct folding {
-    const uint16_t *scales, *minima;
-    struct fixed fixed;           /* the scales */
-    uint16_t present[2][MAX_DIM]; /* copies of which some are 0 */
-};
-
-/* What became of a row. */
-struct cut {
-    uint32_t n_digits;
-    float step; /* of the first digit; 0 if all products are 0 */
-};
-
-/* Number i, a vector of them, of floats or of halves: one of the two pointers is NULL. */
-KIVI_INLINE VF load_from(const float *floats, const uint16_t *halves, uint32_t i)
+/* The largest number of so many digits, with room for the carry between signed ones. */
+KIVI_INLINE float largest_number(uint32_t n_digits, int is_signed)
 {
-    return floats ? vf_load(floats + i) : vf_load_half(halves + i);
+    return n_digits == 3 ? 8355700.0f : n_digits == 2 ? 32639.0f : is_signed ? 127.0f : 255.0f;
 }
 
-/* Rounds n numbers, a multiple of 16. */
-KIVI_INLINE void fix_any(const float *floats, const uint16_t *halves, uint32_t n, struct fixed *to)
+/* What the codes count from: the middle of their range. */
+KIVI_INLINE float middle_code(uint32_t bits)
 {
-    VI number[VECTORS];
-    VF top = vf_zero(), inverse;
-    float max;
-    uint32_t i;
-    int v;
+    return (float)((1u << bits) - 1u) / 2;
+}
 
-    for (i = 0; i < n; i += LANES)
-        top = vf_max(top, vf_abs(load_from(floats, halves, i)));
-    max = vf_largest(top);
-    inverse = vf_set(max < SMALLEST ? 0 : TOP_2 / max);
-    for (i = 0; i < n; i += 16) {
+/* Sums over everything that was folded, in the lanes of vectors. */
+struct folded {
+    VF bias;
+    VF squares; /* of the products, only of one signed digit */
+    VF steps;   /* squared, each in four lanes */
+};
+
+KIVI_INLINE struct folded nothing_folded(void)
+{
+    return (struct folded){vf_zero(), vf_zero(), vf_zero()};
+}
+
+/* 16 scales and minima in floats, the latter raised to the middle of the codes. *skew grows to what 0 is outside
+ * of the middle nine tenths of a range. */
+KIVI_INLINE void unfold_16(const uint16_t *scales, const uint16_t *minima, uint32_t bits,
+                           float *scale, float *middle, VF *skew)
+{
+    uint32_t v;
+
+    KIVI_UNROLL
+    for (v = 0; v < 16; v += LANES) {
+        const VF x = vf_load_half(scales + v);
+        const VF y = vf_fma(x, vf_set(middle_code(bits)), vf_load_half(minima + v));
+
+        vf_store(scale + v, x);
+        vf_store(middle + v, y);
+        *skew = vf_max(*skew, vf_fma(x, vf_set(-0.9f * middle_code(bits)), vf_abs(y)));
+    }
+}
+
+/* One digit of numbers in four vectors, and its sums by fours. Leaves the next digit's numbers. */
+KIVI_INLINE VI cut_digit(VI *number, int is_last, int is_signed, uint8_t *to)
+{
+    const VI byte = vi_set(255), carry = vi_set(is_signed ? 128 : 0);
+    VI digits;
+    uint32_t w;
+
+    if (is_last) {
+        digits = is_signed ? vi_pack_signed(number) : vi_pack_unsigned(number);
+    } else {
+        VI low[4];
+
         KIVI_UNROLL
-        for (v = 0; v < VECTORS; v++)
-            number[v] = vi_round(vf_mul(load_from(floats, halves, i + v * LANES), inverse));
-        vi_store_words(to->number + i, number);
-    }
-    if (n % 32)
-        memset(to->number + n, 0, 16 * sizeof *to->number);
-    to->step = max < SMALLEST ? 0 : max * (1.0f / TOP_2);
-}
-
-static void fix(const float *x, uint32_t n, struct fixed *to)
-{
-    fix_any(x, NULL, n, to);
-}
-
-/* Where what is read next lies, from what is read now. CPUs do not guess it: scales are read before codes,
- * and the next blocks are elsewhere. */
-static uintptr_t ahead_of(const void *blocks, const void *next)
-{
-    return next ? (uintptr_t)next - (uintptr_t)blocks : 0;
-}
-
-KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
-{
-    kivi_prefetch((const void *)((uintptr_t)address + ahead));
-}
-
-/* Whether 0 is at the end of a range or outside, as where one channel dwarfs its group. */
-static int is_skewed(const struct folding *f, uint32_t n, uint32_t bits)
-{
-    const VF half = vf_set((float)((1u << bits) - 1u) / 2);
-    VF skew = vf_zero();
-    uint32_t i;
-
-    for (i = 0; i < n; i += LANES) {
-        const VF reach = vf_mul(vf_load_half(f->scales + i), half);
-        const VF middle = vf_add(vf_load_half(f->minima + i), reach);
-
-        skew = vf_max(skew, vf_fma(reach, vf_set(-0.9f), vf_abs(middle)));
-    }
-    return vm_any(vm_less(vf_zero(), skew));
-}
-
-/* Reads the n scales and minima of a block. Of values only the first n_tokens tokens are there: what the
- * others have left behind must not matter. */
-static void unfold(const struct kivi_layout *l, const void *block, uint32_t n, uint32_t n_tokens,
-                   uintptr_t ahead, struct folding *f)
-{
-    const char *line;
-    uint32_t i;
-
-    f->scales = kivi_scales_const(l, block);
-    f->minima = kivi_minima_const(l, block);
-    for (line = (const char *)f->scales; line < (const char *)block + l->block_bytes; line += 64)
-        prefetch_ahead(line, ahead);
-    if (n_tokens < KIVI_TILE) {
-        for (i = 0; i < n; i++) {
-            f->present[0][i] = i % KIVI_TILE < n_tokens ? f->scales[i] : 0;
-            f->present[1][i] = i % KIVI_TILE < n_tokens ? f->minima[i] : 0;
+        for (w = 0; w < 4; w++) {
+            low[w] = vi_and(number[w], byte);
+            number[w] = vi_shift_signed(vi_add(number[w], carry), 8);
         }
-        f->scales = f->present[0];
-        f->minima = f->present[1];
+        digits = vi_pack_unsigned(low);
     }
-    fix_any(NULL, f->scales, n, &f->fixed);
+    vi_store(to, digits);
+    return is_signed ? vi_sum_signed(digits) : vi_sum_unsigned(digits);
 }
 
-/* Two digits of the products of n scales with the numbers x, which repeat after `period`; those of one
- * place are `width` apart. Returns the sum of the products' squares. */
-KIVI_INLINE float multiply_fixed(const struct folding *f, const int16_t *x, uint32_t period,
-                                 uint32_t n, int is_signed, uint8_t *digits, uint32_t width)
+/* All digits, `width` apart. Returns the numbers' sums by fours. */
+KIVI_INLINE VF cut(VI *number, uint32_t n_digits, uint32_t bits, int is_signed, uint8_t *to,
+                   size_t width)
 {
-    VF squares = vf_zero();
-    uint32_t i;
+    VF sum = vf_zero();
+    float unit = 1;
+    uint32_t d;
 
-    for (i = 0; i < n; i += 2 * LANES) {
-        const VI product = vw_multiply(vi_load(x + i % period), vi_load(f->fixed.number + i));
-
-        squares = vf_add(squares, vf_of(vw_squares(product)));
-        if (is_signed)
-            vw_store_signed_digits(digits + i, digits + width + i, product);
-        else
-            vw_store_digits(digits + i, digits + width + i, product);
-    }
-    return vf_sum(squares);
+    (void)bits;
+    if (WIDE(n_digits, bits))
+        return vf_of(vi_store_wide(to, to + width, number));
+    for (d = 0; d < n_digits; d++, to += width, unit *= 256)
+        sum = vf_fma(vf_of(cut_digit(number, d + 1 == n_digits, is_signed, to)), vf_set(unit), sum);
+    return sum;
 }
 
-/* Three digits of the same products in floats. Returns the step. */
-KIVI_INLINE float multiply_floats(const struct folding *f, const float *x, uint32_t period,
-                                  uint32_t n, int is_signed, uint8_t *digits, uint32_t width)
+/*
+ * Folds a unit of n_sets sets, of which n numbers are there. Digit d of number 16 * w + 4 * i + k of a set is
+ * byte d * width + 16 * i + 4 * w + k, so that fours of one place are next to each other. `places` are what
+ * steps are multiplied with: the shifts of the codes. n_sets, n_digits, bits, is_signed are constants.
+ */
+KIVI_INLINE void fold(const float *x, const float *scale, const float *middle, uint32_t n,
+                      uint32_t n_sets, uint32_t n_digits, uint32_t bits, int is_signed,
+                      const float *places, uint8_t *digits, size_t width, float *steps,
+                      struct folded *all)
 {
-    const VI carry = vi_set(is_signed ? 128 : 0);
-    float product[MAX_DIM], max;
-    VI number[VECTORS];
-    VF top = vf_zero(), inverse;
-    uint32_t i, d;
-    int v;
+    const float top_number = largest_number(n_digits, is_signed);
+    VF product[4 * MAX_SETS][VECTORS], top[VECTORS], step[VECTORS], inverse[VECTORS];
+    uint32_t i, v, w;
 
-    for (i = 0; i < n; i += LANES) {
-        const VF y = vf_mul(vf_load(x + i % period), vf_load_half(f->scales + i));
-
-        vf_store(product + i, y);
-        top = vf_max(top, vf_abs(y));
-    }
-    max = vf_largest(top);
-    inverse = vf_set(max < SMALLEST ? 0 : TOP_3 / max);
-    for (i = 0; i < n; i += 16) {
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++)
+        top[v] = vf_set(SMALLEST);
+    KIVI_UNROLL
+    for (i = 0; i < 4 * n_sets; i++) {
         KIVI_UNROLL
-        for (v = 0; v < VECTORS; v++)
-            number[v] = vi_round(vf_mul(vf_load(product + i + v * LANES), inverse));
-        vi_store_bytes(digits + i, number);
-        for (d = 1; d < 3; d++) {
+        for (v = 0; v < VECTORS; v++) {
+            const uint32_t at = 16 * i + v * LANES;
+            const int there = 16 * i < n;
+            const VF y = there ? vf_load(x + at) : vf_zero();
+
+            product[i][v] = there ? vf_mul(y, vf_load(scale + at)) : vf_zero();
+            if (there)
+                all->bias = vf_fma(y, vf_load(middle + at), all->bias);
+            if (n_digits == 1 && is_signed)
+                all->squares = vf_fma(product[i][v], product[i][v], all->squares);
+            top[v] = vf_larger(top[v], product[i][v]);
+        }
+    }
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++) {
+        top[v] = vf_largest_of_four(top[v]);
+        step[v] = vf_mul(top[v], vf_set(1 / top_number));
+        inverse[v] = vf_div(vf_set(top_number), top[v]);
+        vf_store(steps + v * LANES, vf_mul(step[v], vf_load(places + v * LANES)));
+        all->steps = vf_fma(step[v], step[v], all->steps);
+    }
+    KIVI_UNROLL
+    for (i = 0; i < n_sets; i++) {
+        KIVI_UNROLL
+        for (v = 0; v < VECTORS; v++) {
+            VI number[4];
+
             KIVI_UNROLL
-            for (v = 0; v < VECTORS; v++)
-                number[v] = vi_shift_signed(vi_add(number[v], carry), 8);
-            vi_store_bytes(digits + d * width + i, number);
+            for (w = 0; w < 4; w++)
+                number[w] = vi_round(vf_mul(product[4 * i + w][v], inverse[v]));
+            all->bias = vf_fma(
+                cut(number, n_digits, bits, is_signed, digits + i * SET + v * 4 * LANES, width),
+                vf_mul(step[v], vf_set(-middle_code(bits))), all->bias);
         }
     }
-    return max < SMALLEST ? 0 : max / TOP_3;
-}
-
-/* 8-bit codes leave so small an error that theirs takes three. */
-KIVI_INLINE int takes_two_digits(kivi_precision precision, uint32_t bits)
-{
-    return precision == KIVI_STANDARD && bits < 8;
-}
-
-/* KIVI_STANDARD, all squared and times 12: what the products' rounding adds to a result against what the
- * codes' quantization does, for n numbers. A product is off by its own rounding and by those of its two
- * factors, 3 at most, and counts times a code, levels^2 / 3 in the mean; the quantization error is
- * the sum of the squares of the products. The share is 0.028^2, of 0.05^2 that are allowed. */
-static int fine_enough(float squares, float n, uint32_t bits)
-{
-    const float levels = (float)((1u << bits) - 1u);
-
-    return levels * levels * n <= 0.0008f * squares;
 }
 
 #endif

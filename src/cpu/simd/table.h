@@ -3,13 +3,16 @@
  * vocabulary. The vocabulary is all that differs between instruction sets:
  *
  *   LANES            lanes of 32 bits in a vector: 4, 8 or 16
- *   OPERANDS         dot products that share unpacked codes, 2, 4 or 8
+ *   ACCUMULATORS     vectors of sums that registers have room for, beside codes and digits
  *   VI, VF, VM       integers, floats, and the result of a comparison
  *   vi_*, vf_*, vm_* operations on them, lane by lane unless their comment says otherwise
  *   VD, vd_*         four-way dot products of bytes, vd_signed of codes (unsigned) with signed digits,
- *                    vd_unsigned of codes of up to 4 bits with unsigned digits; up to
- *                    DOTS_SIGNED(bits) or DOTS_UNSIGNED(bits) of them before vd_sum gives the lanes'
- *                    sums of 32 bits
+ *                    vd_unsigned of codes of 2 bits with unsigned digits; vd_sum gives the lanes' sums of
+ *                    32 bits, and before it 8 products of each have to fit
+ *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
+ *                    right to fit these
+ *   WIDE, vd_wide, vd_sum_wide, vi_store_wide  where numbers of two digits are better not cut (dot_pairs.h);
+ *                    may be missing
  *   HAS_CRC32C       if there are instructions for it: crc_add1, crc_add8
  *
  * src/avx2/ymm.h is one to compare with.
@@ -30,7 +33,25 @@
 #define KIVI_UNROLL _Pragma("GCC unroll 32")
 #endif
 
-#include "attention.h"
+/* A loop that is a function of its own: compilers do better with the registers of one at a time. */
+#if defined(__GNUC__)
+#define KIVI_APART static __attribute__((noinline))
+#else
+#define KIVI_APART static
+#endif
+
+/* Most tables have no other form of numbers than digits. */
+#ifndef WIDE
+#define WIDE(n_digits, bits) 0
+#define vd_wide(sum, codes, numbers, odd) (sum)
+#define vd_sum_wide(sum) vi_zero()
+#define vi_store_wide(even, odd, numbers) vi_zero()
+#endif
+
+#include "fold.h"
+#include "codes.h"
+#include "keys.h"
+#include "values.h"
 #include "rows.h"
 #include "quantizer.h"
 #include "softmax.h"

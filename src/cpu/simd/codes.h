@@ -1,0 +1,148 @@
+/*
+ * Dot products of packed codes with digits (fold.h), for any vector length. Codes stay where they are in
+ * their bytes as far as the instruction takes them: masked and not shifted, they count 2^shift times, for
+ * which their step makes up. Rows of one kv head share the masked codes.
+ */
+#ifndef KIVI_SIMD_CODES_H
+#define KIVI_SIMD_CODES_H
+
+#define MAX_ROWS 4 /* that go together */
+#define MAX_SIDE 4 /* vectors side by side */
+#define MAX_SUMS (ACCUMULATORS > 4 * MAX_DIGITS ? ACCUMULATORS : 4 * MAX_DIGITS)
+
+/* Where the lines that are read next lie, from those that are read now. CPUs do not guess it: scales are read
+ * before codes, and the next blocks are elsewhere. */
+static uintptr_t ahead_of(const void *blocks, const void *next)
+{
+    return next ? (uintptr_t)next - (uintptr_t)blocks : 0;
+}
+
+KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
+{
+    kivi_prefetch((const void *)((uintptr_t)address + ahead));
+}
+
+/* The places of one word, whose sums are kept together, and the words that 16 numbers have. */
+#define PLACES(bits) (8 / (bits))
+#define WORDS(bits) ((bits) / 2)
+
+/* Sums that a row keeps for each vector of codes. */
+#define SUMS(n_digits, bits) ((WIDE(n_digits, bits) ? 1 : (n_digits)) * PLACES(bits))
+
+/* Rows, and vectors of codes, that go together: as many as there are registers for. */
+#define FITS(rows, side, n_digits, bits) ((rows) * (side)*SUMS(n_digits, bits) <= ACCUMULATORS)
+#define ROWS_TOGETHER(n_digits, bits)                                                              \
+    (FITS(4, 1, n_digits, bits) ? 4u : FITS(2, 1, n_digits, bits) ? 2u : 1u)
+#define SIDE_BY_SIDE(rows, n_digits, bits)                                                         \
+    (LANES <= 8 && FITS(rows, 4, n_digits, bits) ? 4u : FITS(rows, 2, n_digits, bits) ? 2u : 1u)
+
+/* By how much the codes of place i stay shifted to the left. */
+KIVI_INLINE uint32_t shift_left_over(uint32_t i, uint32_t bits, int is_signed)
+{
+    const uint32_t place = i % PLACES(bits);
+
+    return bits * place - (is_signed ? SHIFT_SIGNED(bits, place) : SHIFT_UNSIGNED(bits, place));
+}
+
+/* What steps are multiplied with to make up for the shift, a number for each lane. */
+KIVI_INLINE void find_places(float *places, uint32_t bits, int is_signed)
+{
+    uint32_t i;
+
+    KIVI_UNROLL
+    for (i = 0; i < STEPS; i++)
+        places[i] = 1.0f / (float)(1u << shift_left_over(i / 4, bits, is_signed));
+}
+
+/* Digits of rows, and their steps. */
+struct operands {
+    const uint8_t *digits;
+    size_t row, width; /* bytes from row to row, from digit to digit */
+    const float *steps;
+    size_t steps_row;
+};
+
+/* Adds the dot products of `side` vectors of words with their digits, those of the word's first place at `offset`.
+ * The last five are constants. */
+KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
+                          const struct operands *o, size_t offset, uint32_t rows, uint32_t side,
+                          uint32_t n_digits, uint32_t bits, int is_signed)
+{
+    uint32_t i, v, k;
+
+    KIVI_UNROLL
+    for (i = 0; i < PLACES(bits); i++) {
+        const uint32_t kept = shift_left_over(i, bits, is_signed), shift = bits * i - kept;
+        const int mask = (int)(0x01010101u * (((1u << bits) - 1u) << kept));
+        VI codes[MAX_SIDE];
+
+        KIVI_UNROLL
+        for (v = 0; v < side; v++) {
+            codes[v] = vi_load(word + v * LANES);
+            if (shift > 0)
+                codes[v] = vi_shift_right(codes[v], (int)shift);
+            if (bits < 8)
+                codes[v] = vi_and(codes[v], vi_set(mask));
+        }
+        KIVI_UNROLL
+        for (k = 0; k < rows * n_digits; k++) {
+            const uint32_t r = k / n_digits, d = k % n_digits;
+            const VI digits = vi_repeat4(o->digits + r * o->row + d * o->width + offset + 16 * i);
+            VD *to[MAX_SIDE];
+
+            KIVI_UNROLL
+            for (v = 0; v < side; v++) {
+                to[v] = &sum[v][WIDE(n_digits, bits) ? r * PLACES(bits) + i : k * PLACES(bits) + i];
+                *to[v] = WIDE(n_digits, bits) ? vd_wide(*to[v], codes[v], digits, d)
+                         : is_signed          ? vd_signed(*to[v], codes[v], digits, bits)
+                                              : vd_unsigned(*to[v], codes[v], digits, bits);
+            }
+        }
+    }
+}
+
+KIVI_INLINE void clear_dots(VD sum[MAX_SIDE][MAX_SUMS], uint32_t n, uint32_t side)
+{
+    uint32_t v, k;
+
+    KIVI_UNROLL
+    for (k = 0; k < n; k++) {
+        KIVI_UNROLL
+        for (v = 0; v < side; v++)
+            sum[v][k] = vd_zero();
+    }
+}
+
+/* Adds the sums of the places from `place` on, times their steps in a unit, to the rows' totals. */
+KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
+                          const struct operands *o, size_t unit, uint32_t place, uint32_t rows,
+                          uint32_t side, uint32_t n_digits, uint32_t bits)
+{
+    const float *steps = o->steps + unit * STEPS + 4 * place;
+    const uint32_t n = rows * PLACES(bits), n_sums = SUMS(n_digits, bits);
+    uint32_t k, v, d;
+
+    KIVI_UNROLL
+    for (k = 0; k < n; k++) {
+        const uint32_t r = k / PLACES(bits), i = k % PLACES(bits);
+        const VF step = vf_set(steps[r * o->steps_row + 4 * i]);
+
+        KIVI_UNROLL
+        for (v = 0; v < side; v++) {
+            const VD *of_row = &sum[v][r * n_sums + i];
+            VF all = vf_zero();
+
+            if (WIDE(n_digits, bits)) {
+                all = vf_of(vd_sum_wide(of_row[0]));
+            } else {
+                all = vf_of(vd_sum(of_row[(n_digits - 1) * PLACES(bits)], bits));
+                for (d = n_digits - 1; d > 0; d--)
+                    all = vf_fma(all, vf_set(256),
+                                 vf_of(vd_sum(of_row[(d - 1) * PLACES(bits)], bits)));
+            }
+            total[v][r] = vf_fma(all, step, total[v][r]);
+        }
+    }
+}
+
+#endif
