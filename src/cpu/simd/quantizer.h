@@ -105,7 +105,7 @@ KIVI_INLINE VI codes_of(VF above, VF divisor, VF levels)
  *   3          if q > 2.5, and does not round to it:  q > 2.5 + 2^-10
  * These numbers have 12 bits and a divisor 11: products with it are exact, and so are comparisons with them.
  */
-#define STEPS 3
+#define THRESHOLDS 3
 
 KIVI_INLINE VF step_of(VF divisor, int i)
 {
@@ -164,7 +164,7 @@ KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *
     const VF levels = levels_of(bits);
     uint32_t *word = (uint32_t *)block + (size_t)(channel / 16) * (bits / 2) * KIVI_TILE;
     struct ranges r[VECTORS];
-    VF step[VECTORS][STEPS];
+    VF step[VECTORS][THRESHOLDS];
     int any_wide = 0, v;
     uint32_t t;
 
@@ -180,7 +180,7 @@ KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *
         }
         r[v] = ranges_of(min, max, levels);
         any_wide |= vm_any(r[v].wide);
-        for (t = 0; bits == 2 && t < STEPS; t++)
+        for (t = 0; bits == 2 && t < THRESHOLDS; t++)
             step[v][t] = step_of(r[v].divisor, (int)t);
         vf_store_half(kivi_scales(l, block) + channel + v * LANES, r[v].scale);
         vf_store_half(kivi_minima(l, block) + channel + v * LANES, r[v].min);
@@ -240,7 +240,7 @@ static void quantize_k(const struct kivi_layout *l, const uint16_t *rows, size_t
 struct group_ranges {
     float min[MAX_RANGES], divisor[MAX_RANGES];
     float wide[MAX_RANGES]; /* 1 or 0 */
-    float step[STEPS][MAX_RANGES];
+    float step[THRESHOLDS][MAX_RANGES];
 };
 
 /* The ends of one token's group of n channels. */
@@ -293,7 +293,7 @@ static void find_ranges(const struct kivi_layout *l, const uint16_t *rows, size_
         vf_store(r->min + i, v.min);
         vf_store(r->divisor + i, v.divisor);
         vf_store(r->wide + i, vf_select(v.wide, vf_set(1), vf_zero()));
-        for (t = 0; t < STEPS; t++)
+        for (t = 0; t < THRESHOLDS; t++)
             vf_store(r->step[t] + i, step_of(v.divisor, (int)t));
         vf_store_half(scales + i, v.scale);
         vf_store_half(minima + i, v.min);
