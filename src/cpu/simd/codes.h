@@ -68,10 +68,12 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
                           const struct operands *o, size_t offset, uint32_t rows, uint32_t side,
                           uint32_t n_digits, uint32_t bits, int is_signed)
 {
+    const uint32_t n_places =
+        PLACES(bits); /* as a loop's bound it would be a branch to sanitizers */
     uint32_t i, v, k;
 
     KIVI_UNROLL
-    for (i = 0; i < PLACES(bits); i++) {
+    for (i = 0; i < n_places; i++) {
         const uint32_t kept = shift_left_over(i, bits, is_signed), shift = bits * i - kept;
         const int mask = (int)(0x01010101u * (((1u << bits) - 1u) << kept));
         VI codes[MAX_SIDE];
@@ -88,15 +90,13 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
         for (k = 0; k < rows * n_digits; k++) {
             const uint32_t r = k / n_digits, d = k % n_digits;
             const VI digits = vi_repeat4(o->digits + r * o->row + d * o->width + offset + 16 * i);
-            VD *to[MAX_SIDE];
+            const uint32_t at = (WIDE(n_digits, bits) ? r : k) * n_places + i;
 
             KIVI_UNROLL
-            for (v = 0; v < side; v++) {
-                to[v] = &sum[v][WIDE(n_digits, bits) ? r * PLACES(bits) + i : k * PLACES(bits) + i];
-                *to[v] = WIDE(n_digits, bits) ? vd_wide(*to[v], codes[v], digits, d)
-                         : is_signed          ? vd_signed(*to[v], codes[v], digits, bits)
-                                              : vd_unsigned(*to[v], codes[v], digits, bits);
-            }
+            for (v = 0; v < side; v++)
+                sum[v][at] = WIDE(n_digits, bits) ? vd_wide(sum[v][at], codes[v], digits, d)
+                             : is_signed          ? vd_signed(sum[v][at], codes[v], digits, bits)
+                                                  : vd_unsigned(sum[v][at], codes[v], digits, bits);
         }
     }
 }
