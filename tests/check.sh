@@ -45,12 +45,11 @@ stage() {
 $bad failed, $skipped skipped; $checks checks inside; $((SECONDS - started)) s"
 }
 
-# each <name> <launcher> <test>...: optimized test programs, one by one, under an emulator.
+# each <name> <launcher> <test>...: optimized test programs, one by one, under an emulator. For use in the
+# background: what is to be said goes to build/<name>.log, its last line to build/<name>.note.
 each() {
     local name=$1 launcher=$2 passed=0 bad=0 skipped=0 started=$SECONDS program
     shift 2
-    echo
-    echo "== $name"
     for program in "$@"; do
         $launcher "build/release/tests/test_$program"
         case $? in
@@ -58,8 +57,9 @@ each() {
         77) skipped=$((skipped + 1)) ;;
         *) bad=$((bad + 1)) && echo "$name: test_$program failed" ;;
         esac
-    done
-    note "$name" $bad "$passed passed, $bad failed, $skipped skipped; $((SECONDS - started)) s"
+    done >"build/$name.log" 2>&1
+    echo "$passed passed, $bad failed, $skipped skipped; $((SECONDS - started)) s" >"build/$name.note"
+    return $bad
 }
 
 # ThreadSanitizer of older compilers does not start where addresses are fully randomized.
@@ -72,14 +72,31 @@ mkdir -p build
 stage release ""
 stage asan-ubsan ""
 stage tsan "$fixed_addresses" -R threads
+# The rest side by side, with waiting threads asleep.
+export OMP_WAIT_POLICY=PASSIVE
+names=() running=()
+start() {
+    each "$@" &
+    names+=("$1")
+    running+=($!)
+}
 if [ "$(uname -m)" = x86_64 ]; then
     # An instruction that leaked out of a kernel folder is illegal there.
-    each "old x86-64" "qemu-x86_64 -cpu Nehalem" golden api
-    each "AVX2 only" "qemu-x86_64 -cpu Haswell" golden kernels
+    start "old x86-64" "qemu-x86_64 -cpu Nehalem" golden api
+    start "AVX2 only" "qemu-x86_64 -cpu Haswell" golden kernels
 fi
 # Valgrind knows AVX2 but not AVX-512.
-each valgrind "valgrind -q --error-exitcode=99 --leak-check=full \
+start valgrind "valgrind -q --error-exitcode=99 --leak-check=full \
     --errors-for-leak-kinds=definite,indirect" api seq save
+for i in "${!names[@]}"; do
+    name=${names[i]}
+    wait "${running[i]}"
+    status=$?
+    echo
+    echo "== $name"
+    cat "build/$name.log"
+    note "$name" $status "$(cat "build/$name.note")"
+done
 
 echo
 echo "== Summary"

@@ -441,7 +441,7 @@ START_TEST(attends_at_every_dimension)
 {
     struct rng rng = {test_seed(4) + (unsigned)_i};
     const uint32_t bits = all_bits[_i];
-    const int rounds = test_is_long() ? 20 : 1;
+    const int rounds = test_rounds(1, 20);
     uint32_t dim;
     size_t g;
     int round;
@@ -568,7 +568,7 @@ START_TEST(attends_over_f16_rows)
 {
     static const uint32_t counts[] = {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 33, 128};
     struct rng rng = {test_seed(7)};
-    const int rounds = test_is_long() ? 100 : 4;
+    const int rounds = test_rounds(4, 100);
     uint32_t dim;
     int round;
 
@@ -638,7 +638,7 @@ START_TEST(softmax_is_accurate)
 {
     static const double sizes[] = {1e-30, 1e-6, 1e-3, 0.1, 0.5, 1, 5, 20, 100, 1e4, 1e30};
     struct rng rng = {test_seed(8)};
-    const uint32_t rounds = test_is_long() ? 20000 : 1500;
+    const uint32_t rounds = (uint32_t)test_rounds(1500, 20000);
     float x[MAX_N];
     uint32_t round, n, i;
     int table;

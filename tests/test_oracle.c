@@ -125,7 +125,7 @@ static void random_case(uint64_t seed)
 START_TEST(any_combination)
 {
     const uint64_t first = test_seed(0x6b697669);
-    const int n = getenv("KIVI_TEST_SEED") ? 1 : test_is_long() ? 5000 : 80;
+    const int n = getenv("KIVI_TEST_SEED") ? 1 : test_rounds(80, 5000);
     int i;
 
     reset_worst();
@@ -174,7 +174,7 @@ START_TEST(adversarial_data)
 {
     static const uint32_t dims[] = {40, 64, 80, 128, 256}, bits[] = {2, 4, 8, 16};
     const struct fill *fill = &fill_adversarial[_i];
-    const int n = test_is_long() ? 400 : 10;
+    const int n = test_rounds(10, 400);
     struct rng rng = {test_seed(0xbad) + (uint64_t)_i};
     int i;
 
@@ -200,7 +200,7 @@ END_TEST
 /* Long enough that every part has a share of one head's tokens. */
 START_TEST(split_over_tokens)
 {
-    const int n = test_is_long() ? 40 : 4;
+    const int n = test_rounds(4, 40);
     struct rng rng = {test_seed(0x5917)};
     int i;
 
@@ -403,7 +403,7 @@ static void check_chunking(uint64_t seed, const char *backend)
 START_TEST(chunks_do_not_matter)
 {
     const uint64_t first = test_seed(0xc4a9);
-    const int n = test_is_long() ? 400 : 15;
+    const int n = test_rounds(15, 400);
     int i;
 
     for (i = 0; i < n; i++)

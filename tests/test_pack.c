@@ -175,7 +175,7 @@ static kivi_packing random_packing(struct rng *rng)
 
 START_TEST(any_packing)
 {
-    const int n = test_is_long() ? 20000 : 300;
+    const int n = test_rounds(300, 20000);
     struct rng rng = {test_seed(0x9ac4)};
     int i;
 

@@ -29,9 +29,9 @@ static void worlds(const char *what, uint64_t first, uint64_t n, int injects)
     stress_print(what, &total);
 }
 
-static uint64_t n_worlds(uint64_t when_short)
+static uint64_t n_worlds(int usually)
 {
-    return getenv("KIVI_TEST_SEED") ? 1 : test_is_long() ? 500000 / STEPS : when_short;
+    return getenv("KIVI_TEST_SEED") ? 1 : (uint64_t)test_rounds(usually, 500000 / STEPS);
 }
 
 START_TEST(random_operations)

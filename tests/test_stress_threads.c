@@ -49,13 +49,13 @@ static void worlds(const char *what, uint64_t first, uint64_t n, uint64_t steps,
 
 START_TEST(threads_on_one_cache)
 {
-    worlds("four threads", test_seed(0x7ead5), test_is_long() ? 100 : 6, 120, 0);
+    worlds("four threads", test_seed(0x7ead5), test_rounds(6, 100), 120, 0);
 }
 END_TEST
 
 START_TEST(threads_under_allocation_failure)
 {
-    worlds("four threads under allocation failure", test_seed(0x7fa11), test_is_long() ? 100 : 6, 120,
+    worlds("four threads under allocation failure", test_seed(0x7fa11), test_rounds(6, 100), 120,
            1);
 }
 END_TEST

@@ -23,7 +23,7 @@ static struct fixture fixture;
 
 static int n_rounds(void)
 {
-    return test_is_long() ? 4000 : 150;
+    return test_rounds(150, 4000);
 }
 
 /* -------------------------------------------------------- workers */

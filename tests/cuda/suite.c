@@ -5,7 +5,6 @@
 #include <kivi/kivi.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 static int is_available(kivi_backend_info *info)
 {
@@ -22,25 +21,6 @@ int backend_count(void)
 const char *backend_name(int i)
 {
     return i < backend_count() ? "cuda" : "none";
-}
-
-int backend_is_device(const char *name)
-{
-    return strcmp(name, "cuda") == 0;
-}
-
-int test_is_long(void)
-{
-    const char *value = getenv("KIVI_TEST_LONG");
-
-    return value && *value && *value != '0';
-}
-
-unsigned long long test_seed(unsigned long long seed)
-{
-    const char *value = getenv("KIVI_TEST_SEED");
-
-    return value && *value ? strtoull(value, NULL, 0) : seed;
 }
 
 int test_main(Suite *suite)
