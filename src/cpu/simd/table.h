@@ -26,8 +26,10 @@
 #include "../kernels.h"
 
 /* A loop of few turns whose variables are to stay in registers. Clang's plain "unroll" may come too late for
- * that. */
-#if defined(__clang__)
+ * that. Sanitizers instrument every copy of a loop, which takes compilers minutes: they get it as it is. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define KIVI_UNROLL
+#elif defined(__clang__)
 #define KIVI_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define KIVI_UNROLL _Pragma("GCC unroll 32")
