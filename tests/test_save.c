@@ -281,13 +281,19 @@ static void check_refused(struct buffer *file, const char *what, size_t at)
     ck_assert_msg(status != KIVI_OK, "%s at %zu: loaded", what, at);
 }
 
+/* From byte to byte; for emulators and sanitizers, every seventh. */
+static size_t stride(void)
+{
+    return test_rounds(8, 8) < 8 ? 7 : 1;
+}
+
 START_TEST(every_damaged_byte_is_found)
 {
     struct buffer file = saved_fixture();
     struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
     size_t i;
 
-    for (i = 0; i < file.size; i++) {
+    for (i = 0; i < file.size; i += stride()) {
         const unsigned char flip = (unsigned char)(1u << i % 8);
 
         file.data[i] ^= flip;
@@ -305,7 +311,7 @@ START_TEST(every_truncation_is_found)
     struct buffer file = saved_fixture();
     struct snapshot before = snapshot_take(&fixture, (kivi_seq[]){fixture.seq, fixture.other}, 2);
 
-    for (file.limit = 0; file.limit < file.size; file.limit++)
+    for (file.limit = 0; file.limit < file.size; file.limit += stride())
         check_refused(&file, "an end", file.limit);
     snapshot_check(&before, &fixture, "truncated files");
     buffer_free(&file);

@@ -16,8 +16,8 @@ int backend_is_device(const char *name);
 /* Whether the long tier was asked for: KIVI_TEST_LONG is set and not 0. */
 int test_is_long(void);
 
-/* Rounds of a random test: `rounds`, in the long tier `in_long`, and with KIVI_TEST_SHORT, for emulators, an
- * eighth of `rounds`. */
+/* Rounds of a random test: `rounds`, in the long tier `in_long`, and with KIVI_TEST_SHORT, for emulators and sanitizers,
+ * an eighth of `rounds`. */
 int test_rounds(int rounds, int in_long);
 
 /* The seed of random tests: KIVI_TEST_SEED if set, else `seed`. */
