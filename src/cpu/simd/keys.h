@@ -147,7 +147,7 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
 
 /* A score's error as such is a relative one of its weight: what it may be, squared. The codes' own quantization
  * is off by as much as the second number allows of it, so small that a sum of few weights keeps to 5%. */
-#define ERROR_ALLOWED(n_digits) ((n_digits) == 1 ? 1e-2f * 1e-2f : 2e-3f * 2e-3f)
+#define ERROR_ALLOWED(n_digits) ((n_digits) == 1 ? 1e-2f * 1e-2f : 1e-4f * 1e-4f)
 #define SHARE_ALLOWED (0.022f * 0.022f)
 
 /* Whether a row over n blocks is fine with so many digits. A step counts for 16 products, which are off by a
