@@ -149,17 +149,21 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
  * is off by as much as the second number allows of it, so small that a sum of few weights keeps to 5%. */
 #define ERROR_ALLOWED(n_digits) ((n_digits) == 1 ? 1e-2f * 1e-2f : 1e-4f * 1e-4f)
 #define SHARE_ALLOWED (0.022f * 0.022f)
+#define TOKENS_OF_SHARE 256u /* of fewer, one or two may decide a row: they take two digits */
 
-/* Whether a row over n blocks is fine with so many digits. A step counts for 16 products, which are off by a
+/* Whether a row over n blocks, with so many tokens in all of the batch, is fine with so many digits. A step counts for 16 products, which are off by a
  * twelfth of its square, times codes as likely at the ends of their range as in the middle. */
-static int fine_enough(const struct folded *all, uint32_t n, uint32_t n_digits, uint32_t bits)
+static int fine_enough(const struct folded *all, uint32_t n, uint32_t n_tokens,
+                       uint32_t n_digits, uint32_t bits)
 {
     const float levels = (float)(1u << bits), code = levels * levels / 12;
     const float error = vf_sum(all->steps) / 4 * 16 / 12 * code;
 
     if (error > ERROR_ALLOWED(n_digits) * (float)n)
         return 0;
-    return n_digits > 1 || error <= SHARE_ALLOWED / 12 * vf_sum(all->squares);
+    if (n_digits > 1)
+        return 1;
+    return n_tokens >= TOKENS_OF_SHARE && error <= SHARE_ALLOWED / 12 * vf_sum(all->squares);
 }
 
 /* The outliers' products, and what they add to the bias. */
@@ -208,7 +212,7 @@ KIVI_INLINE int fold_query(struct key_batch *b, const float *q, uint32_t row, ui
         }
         b->bias[i][row] = bias + vf_sum(all.bias);
         if (n_digits < MAX_DIGITS && (i == 0 || i + 1 == b->n_blocks)
-            && !fine_enough(&all, i + 1, n_digits, bits))
+            && !fine_enough(&all, i + 1, b->n_blocks * b->l->tokens, n_digits, bits))
             return 0;
     }
     return 1;
