@@ -27,12 +27,14 @@
 
 /* A loop of few turns whose variables are to stay in registers. Clang's plain "unroll" may come too late for
  * that. Sanitizers instrument every copy of a loop, which takes compilers minutes: they get it as it is. */
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define __SANITIZE_ADDRESS__ 1
-#endif
-#endif
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define KIVI_SANITIZED
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define KIVI_SANITIZED
+#endif
+#endif
+#if defined(KIVI_SANITIZED)
 #define KIVI_UNROLL
 #elif defined(__clang__)
 #define KIVI_UNROLL _Pragma("clang loop unroll(full)")
