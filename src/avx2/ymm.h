@@ -100,8 +100,8 @@ KIVI_INLINE int vm_any(VM m) { return _mm256_movemask_ps(m) != 0; }
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm256_sub_epi32(n, _mm256_castps_si256(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm256_blendv_ps(no, yes, m); }
 
-/* The larger size of two numbers. */
-KIVI_INLINE VF vf_larger(VF a, VF b) { return vf_max(vf_abs(a), vf_abs(b)); }
+/* The larger of a, which is not negative, and the size of b. */
+KIVI_INLINE VF vf_larger(VF a, VF b) { return vf_max(a, vf_abs(b)); }
 
 /* The largest of each four lanes, in all of them. */
 KIVI_INLINE VF vf_largest_of_four(VF a)

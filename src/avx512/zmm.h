@@ -95,7 +95,7 @@ KIVI_INLINE int vm_any(VM m) { return m != 0; }
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm512_mask_add_epi32(n, m, n, vi_set(1)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, no, yes); }
 
-/* The larger size of two numbers. */
+/* The larger of a, which is not negative, and the size of b. */
 KIVI_INLINE VF vf_larger(VF a, VF b) { return _mm512_range_ps(a, b, 11); }
 
 /* The largest of each four lanes, in all of them. */

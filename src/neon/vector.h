@@ -109,8 +109,8 @@ KIVI_INLINE int vm_any(VM m) { return vmaxvq_u32(m) != 0; }
 KIVI_INLINE VI vi_count(VI n, VM m) { return vsubq_s32(n, vreinterpretq_s32_u32(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }
 
-/* The larger size of two numbers. */
-KIVI_INLINE VF vf_larger(VF a, VF b) { return vmaxq_f32(vabsq_f32(a), vabsq_f32(b)); }
+/* The larger of a, which is not negative, and the size of b. */
+KIVI_INLINE VF vf_larger(VF a, VF b) { return vmaxq_f32(a, vabsq_f32(b)); }
 
 /* The largest of each four lanes, in all of them. */
 KIVI_INLINE VF vf_largest_of_four(VF a) { return vdupq_n_f32(vmaxvq_f32(a)); }

@@ -55,22 +55,33 @@ KIVI_INLINE struct folded nothing_folded(void)
     return (struct folded){vf_zero(), vf_zero(), vf_zero()};
 }
 
-/* 16 scales and minima in floats, the latter raised to the middle of the codes. *skew grows to what 0 is outside
- * of the middle nine tenths of a range. */
-KIVI_INLINE void unfold_16(const uint16_t *scales, const uint16_t *minima, uint32_t bits,
-                           float *scale, float *middle, VF *skew)
+/* Scales of a unit in floats, and the middles of their ranges: sixteens of numbers. */
+struct unfolded {
+    VF scale[4 * MAX_SETS][VECTORS], middle[4 * MAX_SETS][VECTORS];
+};
+
+/* Sixteen i of a unit. */
+KIVI_INLINE void unfold(struct unfolded *u, uint32_t i, const uint16_t *scales,
+                        const uint16_t *minima, uint32_t bits)
 {
     uint32_t v;
 
     KIVI_UNROLL
-    for (v = 0; v < 16; v += LANES) {
-        const VF x = vf_load_half(scales + v);
-        const VF y = vf_fma(x, vf_set(middle_code(bits)), vf_load_half(minima + v));
-
-        vf_store(scale + v, x);
-        vf_store(middle + v, y);
-        *skew = vf_max(*skew, vf_fma(x, vf_set(-0.9f * middle_code(bits)), vf_abs(y)));
+    for (v = 0; v < VECTORS; v++) {
+        u->scale[i][v] = vf_load_half(scales + v * LANES);
+        u->middle[i][v] =
+            vf_fma(u->scale[i][v], vf_set(middle_code(bits)), vf_load_half(minima + v * LANES));
     }
+}
+
+/* A sixteen that is not there. */
+KIVI_INLINE void unfold_none(struct unfolded *u, uint32_t i)
+{
+    uint32_t v;
+
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++)
+        u->scale[i][v] = u->middle[i][v] = vf_zero();
 }
 
 /* One digit of numbers in four vectors, and its sums by fours. Leaves the next digit's numbers. */
@@ -117,10 +128,9 @@ KIVI_INLINE VF cut(VI *number, uint32_t n_digits, uint32_t bits, int is_signed, 
  * byte d * width + 16 * i + 4 * w + k, so that fours of one place are next to each other. `places` are what
  * steps are multiplied with: the shifts of the codes. n_sets, n_digits, bits, is_signed are constants.
  */
-KIVI_INLINE void fold(const float *x, const float *scale, const float *middle, uint32_t n,
-                      uint32_t n_sets, uint32_t n_digits, uint32_t bits, int is_signed,
-                      const float *places, uint8_t *digits, size_t width, float *steps,
-                      struct folded *all)
+KIVI_INLINE void fold(const float *x, const struct unfolded *u, uint32_t n, uint32_t n_sets,
+                      uint32_t n_digits, uint32_t bits, int is_signed, const float *places,
+                      uint8_t *digits, size_t width, float *steps, struct folded *all)
 {
     const float top_number = largest_number(n_digits, is_signed);
     VF product[4 * MAX_SETS][VECTORS], top[VECTORS], step[VECTORS], inverse[VECTORS];
@@ -133,16 +143,13 @@ KIVI_INLINE void fold(const float *x, const float *scale, const float *middle, u
     for (i = 0; i < 4 * n_sets; i++) {
         KIVI_UNROLL
         for (v = 0; v < VECTORS; v++) {
-            const uint32_t at = 16 * i + v * LANES;
-            const int there = 16 * i < n;
-            const VF y = there ? vf_load(x + at) : vf_zero();
+            const VF y = 16 * i < n ? vf_load(x + 16 * i + v * LANES) : vf_zero();
 
-            product[i][v] = there ? vf_mul(y, vf_load(scale + at)) : vf_zero();
-            if (there)
-                all->bias = vf_fma(y, vf_load(middle + at), all->bias);
+            product[i][v] = vf_mul(y, u->scale[i][v]);
+            all->bias = vf_fma(y, u->middle[i][v], all->bias);
             if (n_digits == 1 && is_signed)
                 all->squares = vf_fma(product[i][v], product[i][v], all->squares);
-            top[v] = vf_larger(top[v], product[i][v]);
+            top[v] = is_signed ? vf_larger(top[v], product[i][v]) : vf_max(top[v], product[i][v]);
         }
     }
     KIVI_UNROLL

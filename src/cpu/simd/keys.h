@@ -10,11 +10,13 @@
 #ifndef KIVI_SIMD_KEYS_H
 #define KIVI_SIMD_KEYS_H
 
-#define KEY_NUMBERS 1024u /* scales that are folded together */
-#define KEY_BLOCKS 8u
+#include "../../core/half.h"
+
+#define KEY_NUMBERS 2048u /* scales that are folded before codes are read */
+#define KEY_BLOCKS 16u
 #define OUTLIERS 8u
 
-/* Blocks that are folded together: their scales in floats, and the digits of some rows. */
+/* Blocks that are folded together, for some rows. */
 struct key_batch {
     const struct kivi_layout *l;
     const char *blocks;
@@ -26,11 +28,10 @@ struct key_batch {
     struct {
         uint32_t channel, word, shift; /* word: of a tile's first token */
     } outlier[OUTLIERS];
-    float scale[KEY_NUMBERS], middle[KEY_NUMBERS];
+    float q[MAX_ROWS][MAX_DIM];                  /* 0 for outliers */
     uint8_t digits[MAX_ROWS * MAX_DIGITS * KEY_NUMBERS]; /* [block][MAX_ROWS][digit][width] */
     float steps[MAX_ROWS * KEY_NUMBERS / SET * STEPS];   /* [block][MAX_ROWS][width / SET][STEPS] */
     float bias[KEY_BLOCKS][MAX_ROWS];
-    float outlier_scale[KEY_BLOCKS][OUTLIERS];
     float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIERS];
 };
 
@@ -95,49 +96,66 @@ KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_bat
     }
 }
 
-/* Scores of all blocks for rows from `row` on. The last three are constants. */
+/* Scores of a tile for rows from `row` on, `at` tokens into the caller's. The last three are constants. */
+KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes, uint32_t n_sets,
+                            uint32_t rest, uintptr_t ahead, const struct operands *o,
+                            uint32_t block, uint32_t row, float *const *scores, size_t at,
+                            uint32_t rows, uint32_t n_digits, uint32_t bits)
+{
+    const uint32_t side = SIDE_BY_SIDE(rows, n_digits, bits);
+    uint32_t token, s, r, v;
+
+    for (token = 0; token < KIVI_TILE; token += side * LANES) {
+        const uint32_t *word = codes + token;
+        VF total[MAX_SIDE][MAX_ROWS];
+
+        KIVI_UNROLL
+        for (r = 0; r < rows; r++) {
+            KIVI_UNROLL
+            for (v = 0; v < side; v++)
+                total[v][r] = vf_set(b->bias[block][row + r]);
+        }
+        for (s = 0; s < n_sets; s++, word += SET * bits / 32 * KIVI_TILE)
+            add_set(total, word, 4, ahead, o, s, rows, side, n_digits, bits);
+        if (rest > 0) /* less than 4 */
+            add_set(total, word, rest % 4, ahead, o, s, rows, side, n_digits, bits);
+        if (bits == 2 && b->n_outliers > 0)
+            add_outliers(total, b, block, row, codes + token, rows, side, bits);
+        KIVI_UNROLL
+        for (r = 0; r < rows; r++) {
+            KIVI_UNROLL
+            for (v = 0; v < side; v++)
+                vf_store(scores[r] + at + token + v * LANES, total[v][r]);
+        }
+    }
+}
+
+/* Scores of all blocks for rows from `row` on. The last three are constants. What the loops need is copied: stores
+ * of vectors might be to anything, for all that compilers know. */
 KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, size_t ld,
                              uint32_t rows, uint32_t n_digits, uint32_t bits)
 {
     const struct kivi_layout *l = b->l;
-    const uint32_t side = SIDE_BY_SIDE(rows, n_digits, bits);
-    const uint32_t n_sets = l->dim_pad / SET, rest = l->dim_pad % SET / 16;
-    const size_t set_words = (size_t)SET * bits / 32 * KIVI_TILE;
-    const char *block = b->blocks;
-    uint32_t i, tile, token, s, r, v;
+    const uint32_t n_sets = l->dim_pad / SET, rest = l->dim_pad % SET / 16, n_blocks = b->n_blocks;
+    const size_t tile_words = (size_t)l->dim_pad * bits / 32 * KIVI_TILE, tokens = l->tokens;
+    const size_t rest_words = l->block_bytes / sizeof(uint32_t) - tokens / KIVI_TILE * tile_words;
+    const uintptr_t ahead = b->ahead;
+    const uint32_t *codes = (const uint32_t *)(const void *)b->blocks;
+    struct operands o = {key_digits(b, 0, row), (size_t)MAX_DIGITS * b->width, b->width,
+                         key_steps(b, 0, row), b->width / SET * STEPS};
+    float *to[MAX_ROWS];
+    size_t at = 0, end = 0;
+    uint32_t i, r;
 
-    for (i = 0; i < b->n_blocks; i++, block += l->block_bytes) {
-        const struct operands o = {key_digits(b, i, row), (size_t)MAX_DIGITS * b->width, b->width,
-                                   key_steps(b, i, row), b->width / SET * STEPS};
-        const uint32_t *codes = (const uint32_t *)(const void *)block;
-
-        for (tile = 0; tile < l->tokens; tile += KIVI_TILE) {
-            for (token = 0; token < KIVI_TILE; token += side * LANES) {
-                const uint32_t *word = codes + token;
-                VF total[MAX_SIDE][MAX_ROWS];
-
-                KIVI_UNROLL
-                for (r = 0; r < rows; r++) {
-                    KIVI_UNROLL
-                    for (v = 0; v < side; v++)
-                        total[v][r] = vf_set(b->bias[i][row + r]);
-                }
-                for (s = 0; s < n_sets; s++, word += set_words)
-                    add_set(total, word, 4, b->ahead, &o, s, rows, side, n_digits, bits);
-                if (rest > 0) /* less than 4 */
-                    add_set(total, word, rest % 4, b->ahead, &o, s, rows, side, n_digits, bits);
-                if (bits == 2)
-                    add_outliers(total, b, i, row, codes + token, rows, side, bits);
-                KIVI_UNROLL
-                for (r = 0; r < rows; r++) {
-                    KIVI_UNROLL
-                    for (v = 0; v < side; v++)
-                        vf_store(scores + b->row[row + r] * ld + token + v * LANES, total[v][r]);
-                }
-            }
-            scores += KIVI_TILE;
-            codes += (size_t)l->dim_pad * bits / 32 * KIVI_TILE;
-        }
+    KIVI_UNROLL
+    for (r = 0; r < rows; r++)
+        to[r] = scores + b->row[row + r] * ld;
+    for (i = 0; i < n_blocks; i++) {
+        for (end += tokens; at < end; at += KIVI_TILE, codes += tile_words)
+            score_key_tile(b, codes, n_sets, rest, ahead, &o, i, row, to, at, rows, n_digits, bits);
+        codes += rest_words;
+        o.digits += MAX_ROWS * o.row;
+        o.steps += MAX_ROWS * o.steps_row;
     }
 }
 
@@ -151,71 +169,130 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
 #define SHARE_ALLOWED (0.022f * 0.022f)
 #define TOKENS_OF_SHARE 256u /* of fewer, one or two may decide a row: they take two digits */
 
-/* Whether a row over n blocks, with so many tokens in all of the batch, is fine with so many digits. A step counts for 16 products, which are off by a
- * twelfth of its square, times codes as likely at the ends of their range as in the middle. */
-static int fine_enough(const struct folded *all, uint32_t n, uint32_t n_tokens,
-                       uint32_t n_digits, uint32_t bits)
+/* Whether a row is fine with so many digits. A step counts for 16 products, which are off by a twelfth of its
+ * square, times codes as likely at the ends of their range as in the middle. */
+static int fine_enough(const struct key_batch *b, const struct folded *all, uint32_t n_digits,
+                       uint32_t bits)
 {
     const float levels = (float)(1u << bits), code = levels * levels / 12;
     const float error = vf_sum(all->steps) / 4 * 16 / 12 * code;
 
-    if (error > ERROR_ALLOWED(n_digits) * (float)n)
+    if (error > ERROR_ALLOWED(n_digits) * (float)b->n_blocks)
         return 0;
     if (n_digits > 1)
         return 1;
-    return n_tokens >= TOKENS_OF_SHARE && error <= SHARE_ALLOWED / 12 * vf_sum(all->squares);
+    return b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE
+           && error <= SHARE_ALLOWED / 12 * vf_sum(all->squares);
 }
 
-/* The outliers' products, and what they add to the bias. */
-static float fold_outliers(struct key_batch *b, const float *q, uint32_t block, uint32_t row,
-                           uint32_t bits, float *squares)
+/* Takes n of the caller's rows, without their outliers. */
+static void take_queries(struct key_batch *b, const float *q, const uint32_t *rows, uint32_t n)
 {
-    float sum = 0;
+    const uint32_t dim = b->l->dim_pad;
+    uint32_t r, k;
+
+    for (r = 0; r < n; r++) {
+        memcpy(b->q[r], q + (size_t)rows[r] * dim, dim * sizeof *q);
+        for (k = 0; k < b->n_outliers; k++)
+            b->q[r][b->outlier[k].channel] = 0;
+    }
+}
+
+/* Folds n channels of a set for n_rows rows, a row's digits and steps apart by so much. n may, and the last three are
+ * constants. */
+KIVI_INLINE void fold_set(const float *q, const uint16_t *scales, const uint16_t *minima,
+                          uintptr_t ahead, uint32_t n, struct folded *all, const float *places,
+                          uint8_t *digits, size_t width, float *steps, size_t steps_row,
+                          uint32_t n_rows, uint32_t n_digits, uint32_t bits)
+{
+    struct unfolded u;
+    uint32_t i, r;
+
+    KIVI_UNROLL
+    for (i = 0; i < 4; i++) {
+        if (i % 2 == 0) {
+            prefetch_ahead(scales + 16 * i, ahead);
+            prefetch_ahead(minima + 16 * i, ahead);
+        }
+        if (16 * i < n)
+            unfold(&u, i, scales + 16 * i, minima + 16 * i, bits);
+        else
+            unfold_none(&u, i);
+    }
+    for (r = 0; r < n_rows; r++)
+        fold(q + r * MAX_DIM, &u, n, 1, n_digits, bits, 1, places, digits + r * MAX_DIGITS * width,
+             width, steps + r * steps_row, &all[r]);
+}
+
+/* Folds the outliers of row r of a block, which is the caller's q. Returns their bias. */
+static float fold_outliers(struct key_batch *b, uint32_t block, uint32_t r, const float *q,
+                           struct folded *all)
+{
+    const char *at = b->blocks + (size_t)block * b->l->block_bytes;
+    float sum = 0, squares = 0;
     uint32_t k;
 
     for (k = 0; k < b->n_outliers; k++) {
-        const float product = q[b->outlier[k].channel] * b->outlier_scale[block][k];
+        const uint32_t c = b->outlier[k].channel;
+        const float product = q[c] * kivi_f32_from_f16(kivi_scales_const(b->l, at)[c]);
 
-        b->outlier_product[block][row][k] = product;
-        sum -= product * middle_code(bits);
-        *squares += product * product;
+        b->outlier_product[block][r][k] = product;
+        sum += q[c] * kivi_f32_from_f16(kivi_minima_const(b->l, at)[c]);
+        squares += product * product;
     }
+    all->squares = vf_add(all->squares, vf_first(squares));
     return sum;
 }
 
-/* Folds a row into all blocks. Returns 0 if so many digits are too few. */
-KIVI_INLINE int fold_query(struct key_batch *b, const float *q, uint32_t row, uint32_t n_digits,
-                           uint32_t bits, const float *places)
+/* Folds n rows, rows[] of the caller's q, into all blocks. The last two are constants, and n_rows may be. */
+KIVI_INLINE void fold_queries(struct key_batch *b, const float *q, const uint32_t *rows,
+                              struct folded *all, uint32_t n_rows, uint32_t n_digits, uint32_t bits)
 {
-    const uint32_t dim = b->l->dim_pad;
-    struct folded all = nothing_folded();
-    uint32_t i, c;
+    const size_t width = b->width, steps_row = width / SET * STEPS;
+    const size_t block = b->l->block_bytes / sizeof(uint16_t);
+    const uint32_t dim = b->l->dim_pad, n_blocks = b->n_blocks;
+    const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
+    const uint16_t *minima = kivi_minima_const(b->l, b->blocks);
+    const uintptr_t ahead = b->ahead;
+    uint8_t *digits = key_digits(b, 0, 0);
+    float *steps = key_steps(b, 0, 0), places[STEPS];
+    uint32_t i, c, r;
+
+    find_places(places, bits, 1);
+    for (r = 0; r < n_rows; r++)
+        all[r] = nothing_folded();
+    for (i = 0; i < n_blocks; i++) {
+        for (r = 0; r < n_rows; r++)
+            all[r].bias = vf_zero();
+        for (c = 0; c + SET <= dim; c += SET)
+            fold_set(b->q[0] + c, scales + c, minima + c, ahead, SET, all, places, digits + c,
+                     width, steps + c / SET * STEPS, steps_row, n_rows, n_digits, bits);
+        if (c < dim)
+            fold_set(b->q[0] + c, scales + c, minima + c, ahead, dim - c, all, places, digits + c,
+                     width, steps + c / SET * STEPS, steps_row, n_rows, n_digits, bits);
+        for (r = 0; r < n_rows; r++) {
+            b->bias[i][r] = vf_sum(all[r].bias);
+            if (bits == 2 && b->n_outliers > 0)
+                b->bias[i][r] += fold_outliers(b, i, r, q + (size_t)rows[r] * dim, &all[r]);
+        }
+        scales += block;
+        minima += block;
+        digits += MAX_ROWS * MAX_DIGITS * width;
+        steps += MAX_ROWS * steps_row;
+    }
+}
+
+/* Puts what was folded of a row in another's place. */
+static void move_row(struct key_batch *b, uint32_t from, uint32_t to)
+{
+    uint32_t i;
 
     for (i = 0; i < b->n_blocks; i++) {
-        const float *scale = b->scale + (size_t)i * b->width;
-        const float *middle = b->middle + (size_t)i * b->width;
-        uint8_t *digits = key_digits(b, i, row);
-        float *steps = key_steps(b, i, row);
-        float bias = 0, squares = 0;
-
-        all.bias = vf_zero();
-        for (c = 0; c + SET <= dim; c += SET, steps += STEPS)
-            fold(q + c, scale + c, middle + c, SET, 1, n_digits, bits, 1, places, digits + c,
-                 b->width, steps, &all);
-        if (c < dim)
-            fold(q + c, scale + c, middle + c, dim - c, 1, n_digits, bits, 1, places, digits + c,
-                 b->width, steps, &all);
-        if (bits == 2) {
-            bias = fold_outliers(b, q, i, row, bits, &squares);
-            if (n_digits == 1)
-                all.squares = vf_add(all.squares, vf_first(squares));
-        }
-        b->bias[i][row] = bias + vf_sum(all.bias);
-        if (n_digits < MAX_DIGITS && (i == 0 || i + 1 == b->n_blocks)
-            && !fine_enough(&all, i + 1, b->n_blocks * b->l->tokens, n_digits, bits))
-            return 0;
+        memcpy(key_digits(b, i, to), key_digits(b, i, from), (size_t)MAX_DIGITS * b->width);
+        memcpy(key_steps(b, i, to), key_steps(b, i, from), b->width / SET * STEPS * sizeof(float));
+        memcpy(b->outlier_product[i][to], b->outlier_product[i][from], sizeof b->outlier_product[i][to]);
+        b->bias[i][to] = b->bias[i][from];
     }
-    return 1;
 }
 
 /* Scores of n of the caller's rows, without those for which so many digits are too few. Leaves these in `rows`, and
@@ -224,16 +301,23 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
                                    float *scores, size_t ld, score_loop *of_4, score_loop *of_2,
                                    score_loop *of_1, uint32_t n_digits, uint32_t bits)
 {
-    float places[STEPS];
+    struct folded all[MAX_ROWS];
     uint32_t i, r = 0, n_left = 0;
 
-    find_places(places, bits, 1);
+    take_queries(b, q, rows, n);
+    if (n == 1)
+        fold_queries(b, q, rows, all, 1, n_digits, bits);
+    else
+        fold_queries(b, q, rows, all, n, n_digits, bits);
     b->n_rows = 0;
     for (i = 0; i < n; i++) {
-        if (fold_query(b, q + (size_t)rows[i] * b->l->dim_pad, b->n_rows, n_digits, bits, places))
-            b->row[b->n_rows++] = rows[i];
-        else
+        if (n_digits < MAX_DIGITS && !fine_enough(b, &all[i], n_digits, bits)) {
             rows[n_left++] = rows[i];
+            continue;
+        }
+        if (b->n_rows < i)
+            move_row(b, i, b->n_rows);
+        b->row[b->n_rows++] = rows[i];
     }
     for (; ROWS_TOGETHER(n_digits, bits) >= 4 && r + 4 <= b->n_rows; r += 4)
         of_4(b, r, scores, ld);
@@ -303,27 +387,30 @@ static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *
 #define OUTLIER_SIZE 8.0f
 
 /* Finds the outliers of the first block: they stay the same from block to block. Too many are none. */
-static void find_outliers(struct key_batch *b, uint32_t bits)
+static void find_outliers(struct key_batch *b)
 {
     const uint32_t dim = b->l->dim_pad;
+    const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
     VF squares = vf_zero(), top = vf_zero();
     float sum, widest, least;
     uint32_t c, v;
 
     for (c = 0; c < dim; c += LANES) {
-        squares = vf_fma(vf_load(b->scale + c), vf_load(b->scale + c), squares);
-        top = vf_max(top, vf_load(b->scale + c));
+        const VF scale = vf_load_half(scales + c);
+
+        squares = vf_fma(scale, scale, squares);
+        top = vf_max(top, scale);
     }
     sum = vf_sum(squares);
     widest = vf_largest(top);
     least = sqrtf(sum / (float)b->l->dim * OUTLIER_SIZE);
     b->is_dwarfed = widest * widest > 0.99f * sum;
     b->n_outliers = 0;
-    for (c = 0; bits == 2 && c < dim; c += LANES) {
-        if (!vm_any(vm_less(vf_set(least), vf_load(b->scale + c))))
+    for (c = 0; b->l->bits == 2 && widest > least && c < dim; c += LANES) {
+        if (!vm_any(vm_less(vf_set(least), vf_load_half(scales + c))))
             continue;
         for (v = c; v < c + LANES; v++) {
-            if (b->scale[v] <= least)
+            if (kivi_f32_from_f16(scales[v]) <= least)
                 continue;
             if (b->n_outliers == OUTLIERS) {
                 b->n_outliers = 0;
@@ -333,36 +420,6 @@ static void find_outliers(struct key_batch *b, uint32_t bits)
             b->outlier[b->n_outliers].word =
                 (uint32_t)kivi_key_word(b->l, 0, v, &b->outlier[b->n_outliers].shift);
             b->n_outliers++;
-        }
-    }
-}
-
-/* Reads the scales of the blocks. Outliers' become 0: they are not folded. */
-KIVI_INLINE void unfold_keys(struct key_batch *b, uint32_t bits)
-{
-    const struct kivi_layout *l = b->l;
-    VF unused = vf_zero();
-    uint32_t i, c, k;
-
-    for (i = 0; i < b->n_blocks; i++) {
-        const char *block = b->blocks + (size_t)i * l->block_bytes;
-        const uint16_t *scales = kivi_scales_const(l, block), *minima = kivi_minima_const(l, block);
-        float *scale = b->scale + (size_t)i * b->width, *middle = b->middle + (size_t)i * b->width;
-
-        for (c = 0; c + 32 <= l->dim_pad; c += 32) {
-            prefetch_ahead(scales + c, b->ahead);
-            prefetch_ahead(minima + c, b->ahead);
-            KIVI_UNROLL
-            for (k = c; k < c + 32; k += 16)
-                unfold_16(scales + k, minima + k, bits, scale + k, middle + k, &unused);
-        }
-        if (c < l->dim_pad)
-            unfold_16(scales + c, minima + c, bits, scale + c, middle + c, &unused);
-        if (i == 0)
-            find_outliers(b, bits);
-        for (k = 0; k < b->n_outliers; k++) {
-            b->outlier_scale[i][k] = scale[b->outlier[k].channel];
-            scale[b->outlier[k].channel] = 0;
         }
     }
 }
@@ -383,12 +440,7 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;
-        if (l->bits == 2)
-            unfold_keys(&b, 2);
-        else if (l->bits == 4)
-            unfold_keys(&b, 4);
-        else
-            unfold_keys(&b, 8);
+        find_outliers(&b);
         for (r = 0; r < n_rows; r += MAX_ROWS) {
             score_batch(&b, q + (size_t)r * l->dim_pad,
                         n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld,

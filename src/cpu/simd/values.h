@@ -7,24 +7,22 @@
 #define KIVI_SIMD_VALUES_H
 
 #define UNIT_TOKENS (MAX_SETS * SET)
-#define UNITS 2u /* that are folded together */
+#define BLOCKS_OF_UNIT (UNIT_TOKENS / KIVI_TILE)
+#define UNITS 4u /* that are folded together */
 #define VALUE_TOKENS (UNITS * UNIT_TOKENS)
 
 /* Weights are not negative. At 2 bits their digits are unsigned, and the codes the signed side of the dot
  * product; two digits can spare the bit. */
 #define SIGNED_WEIGHTS(bits) ((bits) > 2)
 
-/* Tokens whose weights are folded together, for one group of channels: the scales in floats, and the digits of
- * some rows. */
+/* Tokens whose weights are folded together, for one group of channels and some rows. */
 struct value_batch {
     const struct kivi_layout *l;
     const char *blocks;
     uint32_t n_tokens; /* of whole blocks */
-    uint32_t channel, end;
+    uint32_t group, channel, end;
     uint32_t n_rows;
     uintptr_t ahead;
-    int is_skewed;
-    float scale[VALUE_TOKENS], middle[VALUE_TOKENS];
     uint8_t digits[MAX_ROWS][MAX_DIGITS][VALUE_TOKENS];
     float steps[MAX_ROWS][UNITS][STEPS];
     float bias[MAX_ROWS];
@@ -49,20 +47,17 @@ KIVI_INLINE void add_block(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, siz
 }
 
 /* Adds one word of each 16 tokens of the n blocks of a unit. */
-KIVI_INLINE void add_words(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, uint32_t n,
-                           const struct value_batch *b, const struct operands *o, size_t offset,
-                           uint32_t rows, uint32_t side, uint32_t n_digits, uint32_t bits)
+KIVI_INLINE void add_words(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t half,
+                           size_t block, uint32_t n, uintptr_t ahead, const struct operands *o,
+                           size_t offset, uint32_t rows, uint32_t side, uint32_t n_digits,
+                           uint32_t bits)
 {
-    const size_t half = (size_t)WORDS(bits) * b->l->dim_pad;
-    const size_t block = b->l->block_bytes / sizeof *word;
+    uint32_t i;
 
-    for (; n >= 2; n -= 2, offset += SET) {
-        add_block(sum, word, half, b->ahead, o, offset, rows, side, n_digits, bits);
-        add_block(sum, word + block, half, b->ahead, o, offset + 8, rows, side, n_digits, bits);
-        word += 2 * block;
-    }
-    if (n > 0)
-        add_block(sum, word, half, b->ahead, o, offset, rows, side, n_digits, bits);
+    KIVI_UNROLL
+    for (i = 0; i < BLOCKS_OF_UNIT && i < n; i++, word += block)
+        add_block(sum, word, half, ahead, o, offset + i / 2 * SET + i % 2 * 8, rows, side, n_digits,
+                  bits);
 }
 
 /* Adds the codes of `side` vectors of channels, weighted, to rows from `row` on. side and the last three are
@@ -71,11 +66,13 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
                              float *out, uint32_t row, uint32_t rows, uint32_t n_digits,
                              uint32_t bits)
 {
-    const struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
-                               b->steps[row][0], UNITS * STEPS};
-    const size_t stride = b->l->dim_pad;
-    const char *block = b->blocks;
-    uint32_t left = b->n_tokens / KIVI_TILE, unit, i, r, v;
+    struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
+                         b->steps[row][0], UNITS * STEPS};
+    const size_t stride = b->l->dim_pad, half = WORDS(bits) * stride;
+    const size_t block = b->l->block_bytes / sizeof(uint32_t);
+    const uint32_t *words = (const uint32_t *)(const void *)b->blocks + channel;
+    const uintptr_t ahead = b->ahead;
+    uint32_t left = b->n_tokens / KIVI_TILE, i, r, v;
     VF total[MAX_SIDE][MAX_ROWS];
 
     out += channel;
@@ -85,20 +82,27 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
         for (v = 0; v < side; v++)
             total[v][r] = vf_add(vf_load(out + r * stride + v * LANES), vf_set(b->bias[row + r]));
     }
-    for (unit = 0; left > 0; unit++) {
-        const uint32_t n = left < UNIT_TOKENS / KIVI_TILE ? left : UNIT_TOKENS / KIVI_TILE;
+    while (left > 0) {
+        const uint32_t n = left < BLOCKS_OF_UNIT ? left : BLOCKS_OF_UNIT;
 
         KIVI_UNROLL
         for (i = 0; i < WORDS(bits); i++) {
             const uint32_t place = i * PLACES(bits);
+            const uint32_t *word = words + i * stride;
             VD sum[MAX_SIDE][MAX_SUMS];
 
             clear_dots(sum, rows * SUMS(n_digits, bits), side);
-            add_words(sum, (const uint32_t *)(const void *)block + i * stride + channel, n, b, &o,
-                      (size_t)unit * UNIT_TOKENS + 16 * place, rows, side, n_digits, bits);
-            add_sums(total, sum, &o, unit, place, rows, side, n_digits, bits);
+            if (n == BLOCKS_OF_UNIT) /* without a loop: compilers would copy its sums */
+                add_words(sum, word, half, block, BLOCKS_OF_UNIT, ahead, &o, 16 * place, rows, side,
+                          n_digits, bits);
+            else
+                add_words(sum, word, half, block, n, ahead, &o, 16 * place, rows, side, n_digits,
+                          bits);
+            add_sums(total, sum, &o, 0, place, rows, side, n_digits, bits);
         }
-        block += (size_t)n * b->l->block_bytes;
+        words += n * block;
+        o.digits += UNIT_TOKENS;
+        o.steps += STEPS;
         left -= n;
     }
     KIVI_UNROLL
@@ -126,44 +130,93 @@ typedef void sum_loop(const struct value_batch *b, uint32_t row, float *out);
 
 /* ------------------------------------------------------------------ folding */
 
-/* Folds a row of weights. */
-KIVI_INLINE void fold_weights(struct value_batch *b, const float *p, uint32_t row,
-                              uint32_t n_digits, uint32_t bits, const float *places)
+/* Grows to more than 0 where 0 is outside of the middle nine tenths of a range. */
+KIVI_INLINE VF skew_of(const struct unfolded *u, uint32_t i, uint32_t bits, VF skew)
 {
-    uint8_t *digits = b->digits[row][0];
-    struct folded all = nothing_folded();
-    uint32_t t;
+    uint32_t v;
 
-    for (t = 0; t + UNIT_TOKENS <= b->n_tokens; t += UNIT_TOKENS)
-        fold(p + t, b->scale + t, b->middle + t, UNIT_TOKENS, MAX_SETS, n_digits, bits,
-             SIGNED_WEIGHTS(bits), places, digits + t, VALUE_TOKENS, b->steps[row][t / UNIT_TOKENS],
-             &all);
-    if (t < b->n_tokens)
-        fold(p + t, b->scale + t, b->middle + t, b->n_tokens - t, MAX_SETS, n_digits, bits,
-             SIGNED_WEIGHTS(bits), places, digits + t, VALUE_TOKENS, b->steps[row][t / UNIT_TOKENS],
-             &all);
-    b->bias[row] = vf_sum(all.bias);
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++)
+        skew = vf_max(skew, vf_fma(u->scale[i][v], vf_set(-0.9f * middle_code(bits)),
+                                   vf_abs(u->middle[i][v])));
+    return skew;
 }
 
-/* Adds the batch to its rows. The last two are constants. */
-KIVI_INLINE void sum_weights(struct value_batch *b, const float *p, size_t ld, float *out,
-                             sum_loop *of_4, sum_loop *of_2, sum_loop *of_1, uint32_t n_digits,
-                             uint32_t bits)
+/* Folds a unit's tokens from t on, of which n are there, for n_rows rows of p. n may, and the last three are constants. */
+KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint32_t t, uint32_t n,
+                         struct folded *all, const float *places, VF skew, uint32_t n_rows,
+                         uint32_t n_digits, uint32_t bits)
 {
-    const size_t stride = b->l->dim_pad;
+    const char *block = b->blocks + (size_t)(t / KIVI_TILE) * b->l->block_bytes;
+    struct unfolded u;
+    uint32_t i, r;
+
+    KIVI_UNROLL
+    for (i = 0; i < 4 * MAX_SETS; i += 2) {
+        const size_t at = (size_t)b->group * KIVI_TILE;
+        const uint16_t *scales = kivi_scales_const(b->l, block) + at;
+        const uint16_t *minima = kivi_minima_const(b->l, block) + at;
+
+        if (16 * i < n) {
+            prefetch_ahead(scales, b->ahead);
+            prefetch_ahead(minima, b->ahead);
+            unfold(&u, i, scales, minima, bits);
+            unfold(&u, i + 1, scales + 16, minima + 16, bits);
+            skew = skew_of(&u, i, bits, skew);
+            skew = skew_of(&u, i + 1, bits, skew);
+        } else {
+            unfold_none(&u, i);
+            unfold_none(&u, i + 1);
+        }
+        block += b->l->block_bytes;
+    }
+    for (r = 0; r < n_rows; r++)
+        fold(p + r * ld + t, &u, n, MAX_SETS, n_digits, bits, SIGNED_WEIGHTS(bits), places,
+             b->digits[r][0] + t, VALUE_TOKENS, b->steps[r][t / UNIT_TOKENS], &all[r]);
+    return skew;
+}
+
+/* Folds n_rows rows. Returns 1 if the ranges are skewed, as where one channel dwarfs its group: the others' codes are
+ * then all at the same end, and what rounding does to them adds up. The last two are constants. */
+KIVI_INLINE int fold_weights(struct value_batch *b, const float *p, size_t ld, uint32_t n_rows,
+                             uint32_t n_digits, uint32_t bits)
+{
+    struct folded all[MAX_ROWS];
     float places[STEPS];
-    uint32_t r;
+    VF skew = vf_zero();
+    uint32_t t, r;
 
     find_places(places, bits, SIGNED_WEIGHTS(bits));
-    for (r = 0; r < b->n_rows; r++)
-        fold_weights(b, p + r * ld, r, n_digits, bits, places);
-    r = 0;
+    for (r = 0; r < n_rows; r++)
+        all[r] = nothing_folded();
+    for (t = 0; t + UNIT_TOKENS <= b->n_tokens; t += UNIT_TOKENS)
+        skew = fold_unit(b, p, ld, t, UNIT_TOKENS, all, places, skew, n_rows, n_digits, bits);
+    if (t < b->n_tokens)
+        skew = fold_unit(b, p, ld, t, b->n_tokens - t, all, places, skew, n_rows, n_digits, bits);
+    for (r = 0; r < n_rows; r++)
+        b->bias[r] = vf_sum(all[r].bias);
+    return vm_any(vm_less(vf_zero(), skew));
+}
+
+/* Adds the batch to its rows, unless so many digits are too few: then returns 0. The last two are constants. */
+KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, float *out,
+                            sum_loop *of_4, sum_loop *of_2, sum_loop *of_1, uint32_t n_digits,
+                            uint32_t bits)
+{
+    const size_t stride = b->l->dim_pad;
+    const int is_skewed = b->n_rows == 1 ? fold_weights(b, p, ld, 1, n_digits, bits)
+                                         : fold_weights(b, p, ld, b->n_rows, n_digits, bits);
+    uint32_t r = 0;
+
+    if (is_skewed && n_digits < MAX_DIGITS)
+        return 0;
     for (; ROWS_TOGETHER(n_digits, bits) >= 4 && r + 4 <= b->n_rows; r += 4)
         of_4(b, r, out + r * stride);
     for (; ROWS_TOGETHER(n_digits, bits) >= 2 && r + 2 <= b->n_rows; r += 2)
         of_2(b, r, out + r * stride);
     for (; r < b->n_rows; r++)
         of_1(b, r, out + r * stride);
+    return 1;
 }
 
 #define SUM_LOOP(rows, n_digits, bits)                                                             \
@@ -178,11 +231,11 @@ KIVI_INLINE void sum_weights(struct value_batch *b, const float *p, size_t ld, f
     SUM_LOOP(1, n_digits, bits)                                                                    \
     SUM_LOOP(2, n_digits, bits)                                                                    \
     SUM_LOOP(4, n_digits, bits)                                                                    \
-    KIVI_APART void sum_##n_digits##_##bits(struct value_batch *b, const float *p, size_t ld,      \
-                                            float *out)                                            \
+    KIVI_APART int sum_##n_digits##_##bits(struct value_batch *b, const float *p, size_t ld,       \
+                                           float *out)                                             \
     {                                                                                              \
-        sum_weights(b, p, ld, out, sum_4_##n_digits##_##bits, sum_2_##n_digits##_##bits,           \
-                    sum_1_##n_digits##_##bits, n_digits, bits);                                    \
+        return sum_weights(b, p, ld, out, sum_4_##n_digits##_##bits, sum_2_##n_digits##_##bits,    \
+                           sum_1_##n_digits##_##bits, n_digits, bits);                             \
     }
 
 SUM_ROWS(1, 2)
@@ -195,40 +248,18 @@ SUM_ROWS(3, 8)
 static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *out,
                       kivi_precision precision)
 {
-    const int fine = precision == KIVI_PRECISE || b->is_skewed;
+    const int standard = precision == KIVI_STANDARD;
 
-    if (b->l->bits == 2)
-        (fine ? sum_3_2 : sum_1_2)(b, p, ld, out);
-    else if (b->l->bits == 4)
-        (fine ? sum_3_4 : sum_2_4)(b, p, ld, out);
-    else
-        (fine ? sum_3_8 : sum_2_8)(b, p, ld, out);
-}
-
-/* Reads the scales of a group. Tokens that are not there have a weight of 0. */
-KIVI_INLINE void unfold_values(struct value_batch *b, uint32_t group, uint32_t bits)
-{
-    const struct kivi_layout *l = b->l;
-    const size_t at = (size_t)group * KIVI_TILE;
-    const char *block = b->blocks;
-    VF skew = vf_zero();
-    uint32_t t, k;
-
-    b->channel = group * l->group_size;
-    b->end = b->channel + l->group_size < l->dim_pad ? b->channel + l->group_size : l->dim_pad;
-    for (t = 0; t < b->n_tokens; t += KIVI_TILE, block += l->block_bytes) {
-        const uint16_t *scales = kivi_scales_const(l, block) + at;
-        const uint16_t *minima = kivi_minima_const(l, block) + at;
-
-        prefetch_ahead(scales, b->ahead);
-        prefetch_ahead(minima, b->ahead);
-        KIVI_UNROLL
-        for (k = 0; k < KIVI_TILE; k += 16)
-            unfold_16(scales + k, minima + k, bits, b->scale + t + k, b->middle + t + k, &skew);
+    if (b->l->bits == 2) {
+        if (!standard || !sum_1_2(b, p, ld, out))
+            sum_3_2(b, p, ld, out);
+    } else if (b->l->bits == 4) {
+        if (!standard || !sum_2_4(b, p, ld, out))
+            sum_3_4(b, p, ld, out);
+    } else {
+        if (!standard || !sum_2_8(b, p, ld, out))
+            sum_3_8(b, p, ld, out);
     }
-    /* As where one channel dwarfs its group: the others' codes are then all at the same end, and what rounding
-     * does to them adds up. */
-    b->is_skewed = vm_any(vm_less(vf_zero(), skew));
 }
 
 static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,
@@ -245,13 +276,10 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
         b.blocks = (const char *)blocks + (size_t)(t / KIVI_TILE) * l->block_bytes;
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
         for (g = 0; g < l->n_groups; g++) {
+            b.group = g;
+            b.channel = g * l->group_size;
+            b.end = b.channel + l->group_size < l->dim_pad ? b.channel + l->group_size : l->dim_pad;
             b.ahead = ahead;
-            if (l->bits == 2)
-                unfold_values(&b, g, 2);
-            else if (l->bits == 4)
-                unfold_values(&b, g, 4);
-            else
-                unfold_values(&b, g, 8);
             for (r = 0; r < n_rows; r += MAX_ROWS) {
                 b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
                 sum_batch(&b, p + r * ld + t, ld, out + (size_t)r * l->dim_pad, precision);
