@@ -95,7 +95,8 @@ KIVI_INLINE VF vf_bits(VI a) { return _mm256_castsi256_ps(a); }
 
 KIVI_INLINE VM vm_equal(VF a, VF b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 KIVI_INLINE VM vm_less(VF a, VF b) { return _mm256_cmp_ps(a, b, _CMP_LT_OQ); }
-KIVI_INLINE int vm_any(VM m) { return _mm256_movemask_ps(m) != 0; }
+/* Bit i is lane i. */
+KIVI_INLINE uint32_t vm_lanes(VM m) { return (uint32_t)_mm256_movemask_ps(m); }
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm256_sub_epi32(n, _mm256_castps_si256(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm256_blendv_ps(no, yes, m); }

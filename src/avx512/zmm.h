@@ -90,7 +90,8 @@ KIVI_INLINE VF vf_bits(VI a) { return _mm512_castsi512_ps(a); }
 
 KIVI_INLINE VM vm_equal(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 KIVI_INLINE VM vm_less(VF a, VF b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-KIVI_INLINE int vm_any(VM m) { return m != 0; }
+/* Bit i is lane i. */
+KIVI_INLINE uint32_t vm_lanes(VM m) { return m; }
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm512_mask_add_epi32(n, m, n, vi_set(1)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, no, yes); }

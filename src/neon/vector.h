@@ -104,7 +104,13 @@ KIVI_INLINE VF vf_bits(VI a) { return vreinterpretq_f32_s32(a); }
 
 KIVI_INLINE VM vm_equal(VF a, VF b) { return vceqq_f32(a, b); }
 KIVI_INLINE VM vm_less(VF a, VF b) { return vcltq_f32(a, b); }
-KIVI_INLINE int vm_any(VM m) { return vmaxvq_u32(m) != 0; }
+/* Bit i is lane i. */
+KIVI_INLINE uint32_t vm_lanes(VM m)
+{
+    const uint32x4_t bits = {1, 2, 4, 8};
+
+    return vaddvq_u32(vandq_u32(m, bits));
+}
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return vsubq_s32(n, vreinterpretq_s32_u32(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }

@@ -111,15 +111,19 @@ KIVI_INLINE VI cut_digit(VI *number, int is_last, int is_signed, uint8_t *to)
 KIVI_INLINE VF cut(VI *number, uint32_t n_digits, uint32_t bits, int is_signed, uint8_t *to,
                    size_t width)
 {
-    VF sum = vf_zero();
     float unit = 1;
+    VF sum;
     uint32_t d;
 
     (void)bits;
     if (WIDE(n_digits, bits))
         return vf_of(vi_store_wide(to, to + width, number));
-    for (d = 0; d < n_digits; d++, to += width, unit *= 256)
+    sum = vf_of(cut_digit(number, n_digits == 1, is_signed, to));
+    for (d = 1; d < n_digits; d++) {
+        to += width;
+        unit *= 256;
         sum = vf_fma(vf_of(cut_digit(number, d + 1 == n_digits, is_signed, to)), vf_set(unit), sum);
+    }
     return sum;
 }
 

@@ -10,11 +10,10 @@
 #ifndef KIVI_SIMD_KEYS_H
 #define KIVI_SIMD_KEYS_H
 
-#include "../../core/half.h"
-
 #define KEY_NUMBERS 2048u /* scales that are folded before codes are read */
-#define KEY_BLOCKS 16u
+#define KEY_BLOCKS 8u
 #define OUTLIERS 8u
+#define OUTLIER_LANES (LANES > OUTLIERS ? LANES : OUTLIERS)
 
 /* Blocks that are folded together, for some rows. */
 struct key_batch {
@@ -28,11 +27,13 @@ struct key_batch {
     struct {
         uint32_t channel, word, shift; /* word: of a tile's first token */
     } outlier[OUTLIERS];
-    float q[MAX_ROWS][MAX_DIM];                  /* 0 for outliers */
+    float q[MAX_ROWS][MAX_DIM]; /* 0 for outliers */
+    uint16_t outlier_scale[KEY_BLOCKS][OUTLIER_LANES], outlier_min[KEY_BLOCKS][OUTLIER_LANES];
+    float outlier_q[MAX_ROWS][OUTLIER_LANES];
+    float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIER_LANES];
     uint8_t digits[MAX_ROWS * MAX_DIGITS * KEY_NUMBERS]; /* [block][MAX_ROWS][digit][width] */
     float steps[MAX_ROWS * KEY_NUMBERS / SET * STEPS];   /* [block][MAX_ROWS][width / SET][STEPS] */
     float bias[KEY_BLOCKS][MAX_ROWS];
-    float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIERS];
 };
 
 /* Where the digits and steps of a row over a block are. */
@@ -185,7 +186,7 @@ static int fine_enough(const struct key_batch *b, const struct folded *all, uint
            && error <= SHARE_ALLOWED / 12 * vf_sum(all->squares);
 }
 
-/* Takes n of the caller's rows, without their outliers. */
+/* Takes n of the caller's rows, with their outliers apart. */
 static void take_queries(struct key_batch *b, const float *q, const uint32_t *rows, uint32_t n)
 {
     const uint32_t dim = b->l->dim_pad;
@@ -193,8 +194,12 @@ static void take_queries(struct key_batch *b, const float *q, const uint32_t *ro
 
     for (r = 0; r < n; r++) {
         memcpy(b->q[r], q + (size_t)rows[r] * dim, dim * sizeof *q);
-        for (k = 0; k < b->n_outliers; k++)
+        if (b->n_outliers > 0)
+            memset(b->outlier_q[r], 0, sizeof b->outlier_q[r]);
+        for (k = 0; k < b->n_outliers; k++) {
+            b->outlier_q[r][k] = b->q[r][b->outlier[k].channel];
             b->q[r][b->outlier[k].channel] = 0;
+        }
     }
 }
 
@@ -224,57 +229,60 @@ KIVI_INLINE void fold_set(const float *q, const uint16_t *scales, const uint16_t
              width, steps + r * steps_row, &all[r]);
 }
 
-/* Folds the outliers of row r of a block, which is the caller's q. Returns their bias. */
-static float fold_outliers(struct key_batch *b, uint32_t block, uint32_t r, const float *q,
-                           struct folded *all)
+/* Folds the outliers of a block for n_rows rows. */
+static void fold_outliers(struct key_batch *b, uint32_t block, struct folded *all, uint32_t n_rows)
 {
-    const char *at = b->blocks + (size_t)block * b->l->block_bytes;
-    float sum = 0, squares = 0;
-    uint32_t k;
+    uint32_t r, v;
 
-    for (k = 0; k < b->n_outliers; k++) {
-        const uint32_t c = b->outlier[k].channel;
-        const float product = q[c] * kivi_f32_from_f16(kivi_scales_const(b->l, at)[c]);
+    for (v = 0; v < OUTLIERS; v += LANES) {
+        const VF scale = vf_load_half(b->outlier_scale[block] + v);
+        const VF min = vf_load_half(b->outlier_min[block] + v);
 
-        b->outlier_product[block][r][k] = product;
-        sum += q[c] * kivi_f32_from_f16(kivi_minima_const(b->l, at)[c]);
-        squares += product * product;
+        for (r = 0; r < n_rows; r++) {
+            const VF q = vf_load(b->outlier_q[r] + v), product = vf_mul(q, scale);
+
+            vf_store(b->outlier_product[block][r] + v, product);
+            all[r].bias = vf_fma(q, min, all[r].bias);
+            all[r].squares = vf_fma(product, product, all[r].squares);
+        }
     }
-    all->squares = vf_add(all->squares, vf_first(squares));
-    return sum;
 }
 
-/* Folds n rows, rows[] of the caller's q, into all blocks. The last two are constants, and n_rows may be. */
-KIVI_INLINE void fold_queries(struct key_batch *b, const float *q, const uint32_t *rows,
-                              struct folded *all, uint32_t n_rows, uint32_t n_digits, uint32_t bits)
+/* Folds the rows that were taken into all blocks. The last two are constants, and n_rows may be. */
+KIVI_INLINE void fold_queries(struct key_batch *b, struct folded *all, uint32_t n_rows,
+                              uint32_t n_digits, uint32_t bits)
 {
     const size_t width = b->width, steps_row = width / SET * STEPS;
     const size_t block = b->l->block_bytes / sizeof(uint16_t);
-    const uint32_t dim = b->l->dim_pad, n_blocks = b->n_blocks;
+    const size_t dim = b->l->dim_pad;
+    const uint32_t n_blocks = b->n_blocks;
     const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
     const uint16_t *minima = kivi_minima_const(b->l, b->blocks);
     const uintptr_t ahead = b->ahead;
     uint8_t *digits = key_digits(b, 0, 0);
     float *steps = key_steps(b, 0, 0), places[STEPS];
-    uint32_t i, c, r;
+    size_t c;
+    uint32_t i, r;
 
     find_places(places, bits, 1);
     for (r = 0; r < n_rows; r++)
         all[r] = nothing_folded();
     for (i = 0; i < n_blocks; i++) {
+        uint8_t *d = digits;
+        float *s = steps;
+
         for (r = 0; r < n_rows; r++)
             all[r].bias = vf_zero();
-        for (c = 0; c + SET <= dim; c += SET)
-            fold_set(b->q[0] + c, scales + c, minima + c, ahead, SET, all, places, digits + c,
-                     width, steps + c / SET * STEPS, steps_row, n_rows, n_digits, bits);
+        for (c = 0; c + SET <= dim; c += SET, d += SET, s += STEPS)
+            fold_set(b->q[0] + c, scales + c, minima + c, ahead, SET, all, places, d, width, s,
+                     steps_row, n_rows, n_digits, bits);
         if (c < dim)
-            fold_set(b->q[0] + c, scales + c, minima + c, ahead, dim - c, all, places, digits + c,
-                     width, steps + c / SET * STEPS, steps_row, n_rows, n_digits, bits);
-        for (r = 0; r < n_rows; r++) {
+            fold_set(b->q[0] + c, scales + c, minima + c, ahead, (uint32_t)(dim - c), all, places, d, width, s,
+                     steps_row, n_rows, n_digits, bits);
+        if (bits == 2 && b->n_outliers > 0)
+            fold_outliers(b, i, all, n_rows);
+        for (r = 0; r < n_rows; r++)
             b->bias[i][r] = vf_sum(all[r].bias);
-            if (bits == 2 && b->n_outliers > 0)
-                b->bias[i][r] += fold_outliers(b, i, r, q + (size_t)rows[r] * dim, &all[r]);
-        }
         scales += block;
         minima += block;
         digits += MAX_ROWS * MAX_DIGITS * width;
@@ -306,9 +314,9 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
 
     take_queries(b, q, rows, n);
     if (n == 1)
-        fold_queries(b, q, rows, all, 1, n_digits, bits);
+        fold_queries(b, all, 1, n_digits, bits);
     else
-        fold_queries(b, q, rows, all, n, n_digits, bits);
+        fold_queries(b, all, n, n_digits, bits);
     b->n_rows = 0;
     for (i = 0; i < n; i++) {
         if (n_digits < MAX_DIGITS && !fine_enough(b, &all[i], n_digits, bits)) {
@@ -389,13 +397,13 @@ static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *
 /* Finds the outliers of the first block: they stay the same from block to block. Too many are none. */
 static void find_outliers(struct key_batch *b)
 {
-    const uint32_t dim = b->l->dim_pad;
-    const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
+    const struct kivi_layout l = *b->l;
+    const uint16_t *scales = kivi_scales_const(&l, b->blocks);
     VF squares = vf_zero(), top = vf_zero();
     float sum, widest, least;
-    uint32_t c, v;
+    uint32_t c, i;
 
-    for (c = 0; c < dim; c += LANES) {
+    for (c = 0; c < l.dim_pad; c += LANES) {
         const VF scale = vf_load_half(scales + c);
 
         squares = vf_fma(scale, scale, squares);
@@ -403,23 +411,46 @@ static void find_outliers(struct key_batch *b)
     }
     sum = vf_sum(squares);
     widest = vf_largest(top);
-    least = sqrtf(sum / (float)b->l->dim * OUTLIER_SIZE);
+    least = sqrtf(sum / (float)l.dim * OUTLIER_SIZE);
     b->is_dwarfed = widest * widest > 0.99f * sum;
     b->n_outliers = 0;
-    for (c = 0; b->l->bits == 2 && widest > least && c < dim; c += LANES) {
-        if (!vm_any(vm_less(vf_set(least), vf_load_half(scales + c))))
-            continue;
-        for (v = c; v < c + LANES; v++) {
-            if (kivi_f32_from_f16(scales[v]) <= least)
+    if (l.bits != 2 || widest <= least)
+        return;
+    for (c = 0; c < l.dim_pad; c += LANES) {
+        uint32_t larger = vm_lanes(vm_less(vf_set(least), vf_load_half(scales + c)));
+
+        for (i = c; larger != 0; i++, larger >>= 1) {
+            uint32_t shift;
+
+            if (!(larger & 1))
                 continue;
             if (b->n_outliers == OUTLIERS) {
                 b->n_outliers = 0;
                 return;
             }
-            b->outlier[b->n_outliers].channel = v;
-            b->outlier[b->n_outliers].word =
-                (uint32_t)kivi_key_word(b->l, 0, v, &b->outlier[b->n_outliers].shift);
-            b->n_outliers++;
+            b->outlier[b->n_outliers].channel = i;
+            b->outlier[b->n_outliers].word = (uint32_t)kivi_key_word(&l, 0, i, &shift);
+            b->outlier[b->n_outliers++].shift = shift;
+        }
+    }
+}
+
+/* Puts the outliers' scales of all blocks together, long before they are read as vectors. */
+static void gather_outliers(struct key_batch *b)
+{
+    const size_t block = b->l->block_bytes / sizeof(uint16_t);
+    const uint32_t n_blocks = b->n_blocks;
+    uint32_t i, k;
+
+    memset(b->outlier_scale, 0, sizeof b->outlier_scale);
+    memset(b->outlier_min, 0, sizeof b->outlier_min);
+    for (k = 0; k < b->n_outliers; k++) {
+        const uint16_t *scale = kivi_scales_const(b->l, b->blocks) + b->outlier[k].channel;
+        const uint16_t *min = kivi_minima_const(b->l, b->blocks) + b->outlier[k].channel;
+
+        for (i = 0; i < n_blocks; i++) {
+            b->outlier_scale[i][k] = scale[i * block];
+            b->outlier_min[i][k] = min[i * block];
         }
     }
 }
@@ -441,6 +472,8 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;
         find_outliers(&b);
+        if (b.n_outliers > 0)
+            gather_outliers(&b);
         for (r = 0; r < n_rows; r += MAX_ROWS) {
             score_batch(&b, q + (size_t)r * l->dim_pad,
                         n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld,

@@ -179,7 +179,7 @@ KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *
             max = vf_max(max, x);
         }
         r[v] = ranges_of(min, max, levels);
-        any_wide |= vm_any(r[v].wide);
+        any_wide |= vm_lanes(r[v].wide) != 0;
         for (t = 0; bits == 2 && t < THRESHOLDS; t++)
             step[v][t] = step_of(r[v].divisor, (int)t);
         vf_store_half(kivi_scales(l, block) + channel + v * LANES, r[v].scale);

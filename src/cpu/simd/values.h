@@ -8,7 +8,7 @@
 
 #define UNIT_TOKENS (MAX_SETS * SET)
 #define BLOCKS_OF_UNIT (UNIT_TOKENS / KIVI_TILE)
-#define UNITS 4u /* that are folded together */
+#define UNITS 2u /* that are folded together */
 #define VALUE_TOKENS (UNITS * UNIT_TOKENS)
 
 /* Weights are not negative. At 2 bits their digits are unsigned, and the codes the signed side of the dot
@@ -195,7 +195,7 @@ KIVI_INLINE int fold_weights(struct value_batch *b, const float *p, size_t ld, u
         skew = fold_unit(b, p, ld, t, b->n_tokens - t, all, places, skew, n_rows, n_digits, bits);
     for (r = 0; r < n_rows; r++)
         b->bias[r] = vf_sum(all[r].bias);
-    return vm_any(vm_less(vf_zero(), skew));
+    return vm_lanes(vm_less(vf_zero(), skew)) != 0;
 }
 
 /* Adds the batch to its rows, unless so many digits are too few: then returns 0. The last two are constants. */
