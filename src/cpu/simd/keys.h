@@ -31,21 +31,10 @@ struct key_batch {
     uint16_t outlier_scale[KEY_BLOCKS][OUTLIER_LANES], outlier_min[KEY_BLOCKS][OUTLIER_LANES];
     float outlier_q[MAX_ROWS][OUTLIER_LANES];
     float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIER_LANES];
-    uint8_t digits[MAX_ROWS * MAX_DIGITS * KEY_NUMBERS]; /* [block][MAX_ROWS][digit][width] */
-    float steps[MAX_ROWS * KEY_NUMBERS / SET * STEPS];   /* [block][MAX_ROWS][width / SET][STEPS] */
+    uint8_t digits[MAX_ROWS][MAX_DIGITS][KEY_NUMBERS]; /* `width` to a block */
+    float steps[MAX_ROWS][KEY_NUMBERS / SET * STEPS];  /* of each set */
     float bias[KEY_BLOCKS][MAX_ROWS];
 };
-
-/* Where the digits and steps of a row over a block are. */
-static uint8_t *key_digits(struct key_batch *b, uint32_t block, uint32_t row)
-{
-    return b->digits + ((size_t)block * MAX_ROWS + row) * MAX_DIGITS * b->width;
-}
-
-static float *key_steps(struct key_batch *b, uint32_t block, uint32_t row)
-{
-    return b->steps + ((size_t)block * MAX_ROWS + row) * (b->width / SET) * STEPS;
-}
 
 /* ------------------------------------------------------------------ scoring */
 
@@ -142,8 +131,9 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
     const size_t rest_words = l->block_bytes / sizeof(uint32_t) - tokens / KIVI_TILE * tile_words;
     const uintptr_t ahead = b->ahead;
     const uint32_t *codes = (const uint32_t *)(const void *)b->blocks;
-    struct operands o = {key_digits(b, 0, row), (size_t)MAX_DIGITS * b->width, b->width,
-                         key_steps(b, 0, row), b->width / SET * STEPS};
+    const uint32_t width = b->width;
+    struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
+                         b->steps[row], sizeof b->steps[0] / sizeof(float)};
     float *to[MAX_ROWS];
     size_t at = 0, end = 0;
     uint32_t i, r;
@@ -155,8 +145,8 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
         for (end += tokens; at < end; at += KIVI_TILE, codes += tile_words)
             score_key_tile(b, codes, n_sets, rest, ahead, &o, i, row, to, at, rows, n_digits, bits);
         codes += rest_words;
-        o.digits += MAX_ROWS * o.row;
-        o.steps += MAX_ROWS * o.steps_row;
+        o.digits += width;
+        o.steps += width / SET * STEPS;
     }
 }
 
@@ -203,12 +193,11 @@ static void take_queries(struct key_batch *b, const float *q, const uint32_t *ro
     }
 }
 
-/* Folds n channels of a set for n_rows rows, a row's digits and steps apart by so much. n may, and the last three are
- * constants. */
+/* Folds n channels of a set for n_rows rows. n may, and the last three are constants. */
 KIVI_INLINE void fold_set(const float *q, const uint16_t *scales, const uint16_t *minima,
                           uintptr_t ahead, uint32_t n, struct folded *all, const float *places,
-                          uint8_t *digits, size_t width, float *steps, size_t steps_row,
-                          uint32_t n_rows, uint32_t n_digits, uint32_t bits)
+                          uint8_t *digits, float *steps, uint32_t n_rows, uint32_t n_digits,
+                          uint32_t bits)
 {
     struct unfolded u;
     uint32_t i, r;
@@ -225,8 +214,9 @@ KIVI_INLINE void fold_set(const float *q, const uint16_t *scales, const uint16_t
             unfold_none(&u, i);
     }
     for (r = 0; r < n_rows; r++)
-        fold(q + r * MAX_DIM, &u, n, 1, n_digits, bits, 1, places, digits + r * MAX_DIGITS * width,
-             width, steps + r * steps_row, &all[r]);
+        fold(q + r * MAX_DIM, &u, n, 1, n_digits, bits, 1, places,
+             digits + r * MAX_DIGITS * KEY_NUMBERS, KEY_NUMBERS,
+             steps + r * (KEY_NUMBERS / SET * STEPS), &all[r]);
 }
 
 /* Folds the outliers of a block for n_rows rows. */
@@ -252,15 +242,13 @@ static void fold_outliers(struct key_batch *b, uint32_t block, struct folded *al
 KIVI_INLINE void fold_queries(struct key_batch *b, struct folded *all, uint32_t n_rows,
                               uint32_t n_digits, uint32_t bits)
 {
-    const size_t width = b->width, steps_row = width / SET * STEPS;
-    const size_t block = b->l->block_bytes / sizeof(uint16_t);
-    const size_t dim = b->l->dim_pad;
+    const size_t dim = b->l->dim_pad, block = b->l->block_bytes / sizeof(uint16_t);
     const uint32_t n_blocks = b->n_blocks;
     const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
     const uint16_t *minima = kivi_minima_const(b->l, b->blocks);
     const uintptr_t ahead = b->ahead;
-    uint8_t *digits = key_digits(b, 0, 0);
-    float *steps = key_steps(b, 0, 0), places[STEPS];
+    uint8_t *digits = b->digits[0][0];
+    float *steps = b->steps[0], places[STEPS];
     size_t c;
     uint32_t i, r;
 
@@ -268,25 +256,22 @@ KIVI_INLINE void fold_queries(struct key_batch *b, struct folded *all, uint32_t 
     for (r = 0; r < n_rows; r++)
         all[r] = nothing_folded();
     for (i = 0; i < n_blocks; i++) {
-        uint8_t *d = digits;
-        float *s = steps;
-
         for (r = 0; r < n_rows; r++)
             all[r].bias = vf_zero();
-        for (c = 0; c + SET <= dim; c += SET, d += SET, s += STEPS)
-            fold_set(b->q[0] + c, scales + c, minima + c, ahead, SET, all, places, d, width, s,
-                     steps_row, n_rows, n_digits, bits);
-        if (c < dim)
-            fold_set(b->q[0] + c, scales + c, minima + c, ahead, (uint32_t)(dim - c), all, places, d, width, s,
-                     steps_row, n_rows, n_digits, bits);
+        for (c = 0; c < dim; c += SET, digits += SET, steps += STEPS) {
+            if (c + SET <= dim)
+                fold_set(b->q[0] + c, scales + c, minima + c, ahead, SET, all, places, digits,
+                         steps, n_rows, n_digits, bits);
+            else
+                fold_set(b->q[0] + c, scales + c, minima + c, ahead, (uint32_t)(dim - c), all,
+                         places, digits, steps, n_rows, n_digits, bits);
+        }
         if (bits == 2 && b->n_outliers > 0)
             fold_outliers(b, i, all, n_rows);
         for (r = 0; r < n_rows; r++)
             b->bias[i][r] = vf_sum(all[r].bias);
         scales += block;
         minima += block;
-        digits += MAX_ROWS * MAX_DIGITS * width;
-        steps += MAX_ROWS * steps_row;
     }
 }
 
@@ -295,10 +280,11 @@ static void move_row(struct key_batch *b, uint32_t from, uint32_t to)
 {
     uint32_t i;
 
+    memcpy(b->digits[to], b->digits[from], sizeof b->digits[to]);
+    memcpy(b->steps[to], b->steps[from], sizeof b->steps[to]);
     for (i = 0; i < b->n_blocks; i++) {
-        memcpy(key_digits(b, i, to), key_digits(b, i, from), (size_t)MAX_DIGITS * b->width);
-        memcpy(key_steps(b, i, to), key_steps(b, i, from), b->width / SET * STEPS * sizeof(float));
-        memcpy(b->outlier_product[i][to], b->outlier_product[i][from], sizeof b->outlier_product[i][to]);
+        memcpy(b->outlier_product[i][to], b->outlier_product[i][from],
+               sizeof b->outlier_product[i][to]);
         b->bias[i][to] = b->bias[i][from];
     }
 }
