@@ -32,11 +32,14 @@ KIVI_INLINE VI vi_shift_right_by(VI a, uint32_t n)
     return _mm256_srl_epi32(a, _mm_cvtsi32_si128((int)n));
 }
 
-/* The same four bytes in every lane. */
-KIVI_INLINE VI vi_repeat4(const uint8_t *p)
+/* Four digits: here in every lane. */
+typedef VI VQ;
+
+/* Fours i of those at p. */
+KIVI_INLINE VQ vq_load(const uint8_t *p, uint32_t i)
 {
     int32_t four;
-    __builtin_memcpy(&four, p, 4);
+    __builtin_memcpy(&four, p + 4 * i, 4);
     return _mm256_set1_epi32(four);
 }
 

@@ -6,6 +6,8 @@
 #ifndef KIVI_NEON_DOT_HALVES_H
 #define KIVI_NEON_DOT_HALVES_H
 
+#define ACCUMULATORS 8 /* of two registers each: what 32 hold beside the rest */
+
 typedef struct {
     int16x8_t low, high;         /* of the halves */
     int16x8_t low_top, high_top; /* of the upper nibbles, only at 8 bits */
@@ -23,9 +25,9 @@ KIVI_INLINE VD vd_zero(void)
     return (VD){zero, zero, zero, zero};
 }
 
-KIVI_INLINE int8x16_t repeated(VI digits)
+KIVI_INLINE int8x16_t repeated(VQ digits)
 {
-    return vreinterpretq_s8_s32(vdupq_lane_s32(vget_low_s32(digits), 0));
+    return vreinterpretq_s8_s32(IN_LANE(digits.lane, vdupq_laneq_s32, digits.fours));
 }
 
 KIVI_INLINE int16x8_t add_low(int16x8_t sum, uint8x16_t codes, int8x16_t digits)
@@ -38,7 +40,7 @@ KIVI_INLINE int16x8_t add_high(int16x8_t sum, uint8x16_t codes, int8x16_t digits
     return vmlal_high_s8(sum, vreinterpretq_s8_u8(codes), digits);
 }
 
-KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     const uint8x16_t bytes = vreinterpretq_u8_s32(codes);
     const uint8x16_t low = bits < 8 ? bytes : vandq_u8(bytes, vdupq_n_u8(15));
@@ -55,7 +57,7 @@ KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
     return sum;
 }
 
-KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     const uint8x16_t bytes = vreinterpretq_u8_s32(codes);
     const uint8x16_t four = vreinterpretq_u8_s8(repeated(digits));
@@ -70,7 +72,7 @@ KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
 /* Numbers of two digits are not cut: 16-bit products of the even bytes of a word, and of its odd ones. */
 #define WIDE(n_digits, bits) ((n_digits) == 2)
 
-KIVI_INLINE VD vd_wide(VD sum, VI codes, VI numbers, uint32_t odd)
+KIVI_INLINE VD vd_wide(VD sum, VI codes, VQ numbers, uint32_t odd)
 {
     const uint16x8_t words = vreinterpretq_u16_s32(codes);
     const int16x8_t bytes =

@@ -1,9 +1,11 @@
 /*
  * Four-way dot products with Advanced SIMD's dot-product extension: sdot takes two signed operands,
- * udot two unsigned ones, so that codes of up to 4 bits are either. The digits are those of lane 0.
+ * udot two unsigned ones, so that codes of up to 4 bits are either.
  */
 #ifndef KIVI_NEON_DOT_LANE_H
 #define KIVI_NEON_DOT_LANE_H
+
+#define ACCUMULATORS 16 /* what 32 registers hold beside the rest */
 
 /* Signed codes must not reach the sign. */
 #ifdef KIVI_UNSIGNED_CODES
@@ -13,17 +15,17 @@
 #endif
 #define SHIFT_UNSIGNED(bits, place) 0
 
-KIVI_INLINE VI vi_dot_signed(VI sum, VI codes, VI digits)
+KIVI_INLINE VI vi_dot_signed(VI sum, VI codes, VQ digits)
 {
-    return vdotq_lane_s32(sum, vreinterpretq_s8_s32(codes),
-                          vreinterpret_s8_s32(vget_low_s32(digits)), 0);
+    return IN_LANE(digits.lane, vdotq_laneq_s32, sum, vreinterpretq_s8_s32(codes),
+                   vreinterpretq_s8_s32(digits.fours));
 }
 
-KIVI_INLINE VI vi_dot_unsigned(VI sum, VI codes, VI digits)
+KIVI_INLINE VI vi_dot_unsigned(VI sum, VI codes, VQ digits)
 {
-    return vreinterpretq_s32_u32(vdotq_lane_u32(vreinterpretq_u32_s32(sum),
-                                                vreinterpretq_u8_s32(codes),
-                                                vreinterpret_u8_s32(vget_low_s32(digits)), 0));
+    return vreinterpretq_s32_u32(IN_LANE(digits.lane, vdotq_laneq_u32, vreinterpretq_u32_s32(sum),
+                                         vreinterpretq_u8_s32(codes),
+                                         vreinterpretq_u8_s32(digits.fours)));
 }
 
 #endif

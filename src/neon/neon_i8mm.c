@@ -11,14 +11,14 @@ KIVI_INLINE VD vd_zero(void)
     return vi_zero();
 }
 
-KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     (void)bits;
-    return vusdotq_lane_s32(sum, vreinterpretq_u8_s32(codes),
-                            vreinterpret_s8_s32(vget_low_s32(digits)), 0);
+    return IN_LANE(digits.lane, vusdotq_laneq_s32, sum, vreinterpretq_u8_s32(codes),
+                   vreinterpretq_s8_s32(digits.fours));
 }
 
-KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     (void)bits;
     return vi_dot_unsigned(sum, codes, digits);

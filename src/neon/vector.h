@@ -13,7 +13,6 @@
 #define KIVI_INLINE static inline __attribute__((always_inline))
 
 #define LANES 4
-#define ACCUMULATORS 16 /* of dot products: what 32 registers hold beside the rest */
 
 typedef int32x4_t VI;
 typedef float32x4_t VF;
@@ -35,14 +34,24 @@ KIVI_INLINE VI vi_shift_right(VI a, int n) { return (VI)((uint32x4_t)a >> n); }
 KIVI_INLINE VI vi_shift_signed(VI a, int n) { return a >> n; }
 KIVI_INLINE VI vi_shift_right_by(VI a, uint32_t n) { return (VI)((uint32x4_t)a >> n); }
 
-/* Four bytes, in the first lane: here the dot products repeat them. Loads of one register have an
- * offset, and those that repeat have none, which would take an addition. */
-KIVI_INLINE VI vi_repeat4(const uint8_t *p)
+/* Four digits: those of a lane, which the instructions repeat. */
+typedef struct {
+    VI fours;
+    uint32_t lane;
+} VQ;
+
+/* Fours i of those at p. */
+KIVI_INLINE VQ vq_load(const uint8_t *p, uint32_t i)
 {
-    uint32_t four;
-    __builtin_memcpy(&four, p, 4);
-    return vcombine_s32(vcreate_s32(four), vcreate_s32(0));
+    return (VQ){vi_load(p), i};
 }
+
+/* f(..., lane), which wants a constant, too. */
+#define IN_LANE(lane, f, ...)                                                                      \
+    ((lane) == 0   ? f(__VA_ARGS__, 0)                                                             \
+     : (lane) == 1 ? f(__VA_ARGS__, 1)                                                             \
+     : (lane) == 2 ? f(__VA_ARGS__, 2)                                                             \
+                   : f(__VA_ARGS__, 3))
 
 /* The low bytes of 16 lanes. */
 KIVI_INLINE void vi_store_bytes(uint8_t *to, const VI *a)

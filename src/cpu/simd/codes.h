@@ -1,14 +1,15 @@
 /*
  * Dot products of packed codes with digits (fold.h), for any vector length. Codes stay where they are in
  * their bytes as far as the instruction takes them: masked and not shifted, they count 2^shift times, for
- * which their step makes up. Rows of one kv head share the masked codes.
+ * which their step makes up. Codes of one place go together, and each word is read again for the next place: so
+ * few sums are under way that rows share the masked codes, and vectors the digits.
  */
 #ifndef KIVI_SIMD_CODES_H
 #define KIVI_SIMD_CODES_H
 
 #define MAX_ROWS 4 /* that go together */
 #define MAX_SIDE 4 /* vectors side by side */
-#define MAX_SUMS (ACCUMULATORS > 4 * MAX_DIGITS ? ACCUMULATORS : 4 * MAX_DIGITS)
+#define MAX_SUMS (MAX_ROWS * MAX_DIGITS)
 
 /* Where the lines that are read next lie, from those that are read now. CPUs do not guess it: scales are read
  * before codes, and the next blocks are elsewhere. */
@@ -22,12 +23,22 @@ KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
     kivi_prefetch((const void *)((uintptr_t)address + ahead));
 }
 
-/* The places of one word, whose sums are kept together, and the words that 16 numbers have. */
+/* The same for `side` vectors. */
+KIVI_INLINE void prefetch_words(const uint32_t *word, uint32_t side, uintptr_t ahead)
+{
+    uint32_t v;
+
+    KIVI_UNROLL
+    for (v = 0; v < side * LANES; v += 16)
+        prefetch_ahead(word + v, ahead);
+}
+
+/* The places of one word, and the words that 16 numbers have. */
 #define PLACES(bits) (8 / (bits))
 #define WORDS(bits) ((bits) / 2)
 
 /* Sums that a row keeps for each vector of codes. */
-#define SUMS(n_digits, bits) ((WIDE(n_digits, bits) ? 1 : (n_digits)) * PLACES(bits))
+#define SUMS(n_digits, bits) (WIDE(n_digits, bits) ? 1 : (n_digits))
 
 /* Rows, and vectors of codes, that go together: as many as there are registers for. */
 #define FITS(rows, side, n_digits, bits) ((rows) * (side)*SUMS(n_digits, bits) <= ACCUMULATORS)
@@ -36,12 +47,18 @@ KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
 #define SIDE_BY_SIDE(rows, n_digits, bits)                                                         \
     (LANES <= 8 && FITS(rows, 4, n_digits, bits) ? 4u : FITS(rows, 2, n_digits, bits) ? 2u : 1u)
 
-/* By how much the codes of place i stay shifted to the left. */
-KIVI_INLINE uint32_t shift_left_over(uint32_t i, uint32_t bits, int is_signed)
+/* By how much the codes of a place are shifted to the right, and how far to the left they stay. */
+KIVI_INLINE uint32_t shift_right(uint32_t place, uint32_t bits, int is_signed)
 {
-    const uint32_t place = i % PLACES(bits);
+    (void)place; /* some instruction sets shift nothing */
+    (void)bits;
+    return is_signed ? SHIFT_SIGNED(bits, place % PLACES(bits))
+                     : SHIFT_UNSIGNED(bits, place % PLACES(bits));
+}
 
-    return bits * place - (is_signed ? SHIFT_SIGNED(bits, place) : SHIFT_UNSIGNED(bits, place));
+KIVI_INLINE uint32_t shift_left_over(uint32_t place, uint32_t bits, int is_signed)
+{
+    return bits * (place % PLACES(bits)) - shift_right(place, bits, is_signed);
 }
 
 /* What steps are multiplied with to make up for the shift, a number for each lane. */
@@ -62,45 +79,6 @@ struct operands {
     size_t steps_row;
 };
 
-/* Adds the dot products of `side` vectors of words with their digits, those of the word's first place at `offset`.
- * The last five are constants. */
-KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
-                          const struct operands *o, size_t offset, uint32_t rows, uint32_t side,
-                          uint32_t n_digits, uint32_t bits, int is_signed)
-{
-    const uint32_t n_places =
-        PLACES(bits); /* as a loop's bound it would be a branch to sanitizers */
-    uint32_t i, v, k;
-
-    KIVI_UNROLL
-    for (i = 0; i < n_places; i++) {
-        const uint32_t kept = shift_left_over(i, bits, is_signed), shift = bits * i - kept;
-        const int mask = (int)(0x01010101u * (((1u << bits) - 1u) << kept));
-        VI codes[MAX_SIDE];
-
-        KIVI_UNROLL
-        for (v = 0; v < side; v++) {
-            codes[v] = vi_load(word + v * LANES);
-            if (shift > 0)
-                codes[v] = vi_shift_right(codes[v], (int)shift);
-            if (bits < 8)
-                codes[v] = vi_and(codes[v], vi_set(mask));
-        }
-        KIVI_UNROLL
-        for (k = 0; k < rows * n_digits; k++) {
-            const uint32_t r = k / n_digits, d = k % n_digits;
-            const VI digits = vi_repeat4(o->digits + r * o->row + d * o->width + offset + 16 * i);
-            const uint32_t at = (WIDE(n_digits, bits) ? r : k) * n_places + i;
-
-            KIVI_UNROLL
-            for (v = 0; v < side; v++)
-                sum[v][at] = WIDE(n_digits, bits) ? vd_wide(sum[v][at], codes[v], digits, d)
-                             : is_signed          ? vd_signed(sum[v][at], codes[v], digits, bits)
-                                                  : vd_unsigned(sum[v][at], codes[v], digits, bits);
-        }
-    }
-}
-
 KIVI_INLINE void clear_dots(VD sum[MAX_SIDE][MAX_SUMS], uint32_t n, uint32_t side)
 {
     uint32_t v, k;
@@ -113,32 +91,64 @@ KIVI_INLINE void clear_dots(VD sum[MAX_SIDE][MAX_SUMS], uint32_t n, uint32_t sid
     }
 }
 
-/* Adds the sums of the places from `place` on, times their steps in a unit, to the rows' totals. */
+/* Adds the dot products of one place of `side` vectors of words with fours i of their digits, which begin at `offset`.
+ * The last seven are constants. */
+KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
+                          const struct operands *o, size_t offset, uint32_t i, uint32_t place,
+                          uint32_t rows, uint32_t side, uint32_t n_digits, uint32_t bits,
+                          int is_signed)
+{
+    const uint32_t kept = shift_left_over(place, bits, is_signed);
+    const uint32_t shift = shift_right(place, bits, is_signed);
+    const int mask = (int)(0x01010101u * (((1u << bits) - 1u) << kept));
+    VI codes[MAX_SIDE];
+    uint32_t v, k;
+
+    KIVI_UNROLL
+    for (v = 0; v < side; v++) {
+        codes[v] = vi_load(word + v * LANES);
+        if (shift > 0)
+            codes[v] = vi_shift_right(codes[v], (int)shift);
+        if (bits < 8)
+            codes[v] = vi_and(codes[v], vi_set(mask));
+    }
+    KIVI_UNROLL
+    for (k = 0; k < rows * n_digits; k++) {
+        const uint32_t r = k / n_digits, d = k % n_digits, at = WIDE(n_digits, bits) ? r : k;
+        const VQ digits = vq_load(o->digits + r * o->row + d * o->width + offset, i);
+
+        KIVI_UNROLL
+        for (v = 0; v < side; v++)
+            sum[v][at] = WIDE(n_digits, bits) ? vd_wide(sum[v][at], codes[v], digits, d)
+                         : is_signed          ? vd_signed(sum[v][at], codes[v], digits, bits)
+                                              : vd_unsigned(sum[v][at], codes[v], digits, bits);
+    }
+}
+
+/* Adds the sums of a place, times its steps in a unit, to the rows' totals. */
 KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
                           const struct operands *o, size_t unit, uint32_t place, uint32_t rows,
                           uint32_t side, uint32_t n_digits, uint32_t bits)
 {
     const float *steps = o->steps + unit * STEPS + 4 * place;
-    const uint32_t n = rows * PLACES(bits), n_sums = SUMS(n_digits, bits);
-    uint32_t k, v, d;
+    const uint32_t n_sums = SUMS(n_digits, bits);
+    uint32_t r, v, d;
 
     KIVI_UNROLL
-    for (k = 0; k < n; k++) {
-        const uint32_t r = k / PLACES(bits), i = k % PLACES(bits);
-        const VF step = vf_set(steps[r * o->steps_row + 4 * i]);
+    for (r = 0; r < rows; r++) {
+        const VF step = vf_set(steps[r * o->steps_row]);
 
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
-            const VD *of_row = &sum[v][r * n_sums + i];
-            VF all = vf_zero();
+            const VD *of_row = &sum[v][r * n_sums];
+            VF all;
 
             if (WIDE(n_digits, bits)) {
                 all = vf_of(vd_sum_wide(of_row[0]));
             } else {
-                all = vf_of(vd_sum(of_row[(n_digits - 1) * PLACES(bits)], bits));
+                all = vf_of(vd_sum(of_row[n_digits - 1], bits));
                 for (d = n_digits - 1; d > 0; d--)
-                    all = vf_fma(all, vf_set(256),
-                                 vf_of(vd_sum(of_row[(d - 1) * PLACES(bits)], bits)));
+                    all = vf_fma(all, vf_set(256), vf_of(vd_sum(of_row[d - 1], bits)));
             }
             total[v][r] = vf_fma(all, step, total[v][r]);
         }

@@ -18,7 +18,7 @@ KIVI_INLINE VD vd_zero(void)
     return (VD){vi_zero(), vi_zero()};
 }
 
-KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     if (bits < 8) {
         sum.low = vi_add16(sum.low, vi_pairs(codes, digits));
@@ -31,7 +31,7 @@ KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
     return sum;
 }
 
-KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     (void)bits;
     sum.low = vi_add16(sum.low, vi_pairs(digits, codes));
@@ -42,7 +42,7 @@ KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
  * and those of its odd ones, and summed in 32. */
 #define WIDE(n_digits, bits) ((n_digits) == 2)
 
-KIVI_INLINE VD vd_wide(VD sum, VI codes, VI numbers, uint32_t odd)
+KIVI_INLINE VD vd_wide(VD sum, VI codes, VQ numbers, uint32_t odd)
 {
     const VI bytes = odd ? vi_odd_bytes(codes) : vi_even_bytes(codes);
 

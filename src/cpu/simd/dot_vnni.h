@@ -13,13 +13,13 @@ KIVI_INLINE VD vd_zero(void)
     return vi_zero();
 }
 
-KIVI_INLINE VD vd_signed(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     (void)bits;
     return vi_dot(sum, codes, digits);
 }
 
-KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VI digits, uint32_t bits)
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     (void)bits;
     return vi_dot(sum, digits, codes);

@@ -175,7 +175,7 @@ KIVI_INLINE void fold(const float *x, const struct unfolded *u, uint32_t n, uint
                 number[w] = vi_round(vf_mul(product[4 * i + w][v], inverse[v]));
             all->bias = vf_fma(
                 cut(number, n_digits, bits, is_signed, digits + i * SET + v * 4 * LANES, width),
-                vf_mul(step[v], vf_set(-middle_code(bits))), all->bias);
+                vf_mul(step[v], vf_set(CODE_OFFSET(bits) - middle_code(bits))), all->bias);
         }
     }
 }

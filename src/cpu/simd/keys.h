@@ -43,21 +43,20 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
                          uintptr_t ahead, const struct operands *o, uint32_t set, uint32_t rows,
                          uint32_t side, uint32_t n_digits, uint32_t bits)
 {
-    uint32_t i, w, v;
+    uint32_t place, w;
 
     KIVI_UNROLL
-    for (i = 0; i < WORDS(bits); i++) {
-        const uint32_t place = i * PLACES(bits);
-        const size_t offset = (size_t)set * SET + 16 * place;
-        const uint32_t *word = codes + i * KIVI_TILE;
+    for (place = 0; place < 4; place++) {
+        const uint32_t *word = codes + place / PLACES(bits) * KIVI_TILE;
         VD sum[MAX_SIDE][MAX_SUMS];
 
         clear_dots(sum, rows * SUMS(n_digits, bits), side);
-        for (w = 0; w < n; w++, word += WORDS(bits) * KIVI_TILE) {
-            KIVI_UNROLL
-            for (v = 0; v < side * LANES; v += 16)
-                prefetch_ahead(word + v, ahead);
-            add_dots(sum, word, o, offset + 4 * w, rows, side, n_digits, bits, 1);
+        KIVI_UNROLL
+        for (w = 0; w < 4 && w < n; w++, word += WORDS(bits) * KIVI_TILE) {
+            if (place % PLACES(bits) == 0)
+                prefetch_words(word, side, ahead);
+            add_dots(sum, word, o, (size_t)set * SET + 16 * place, w, place, rows, side, n_digits,
+                     bits, 1);
         }
         add_sums(total, sum, o, set, place, rows, side, n_digits, bits);
     }

@@ -3,14 +3,16 @@
  * vocabulary. The vocabulary is all that differs between instruction sets:
  *
  *   LANES            lanes of 32 bits in a vector: 4, 8 or 16
- *   ACCUMULATORS     vectors of sums that registers have room for, beside codes and digits
+ *   ACCUMULATORS     sums of dot products (VD) that registers have room for, beside codes and digits
  *   VI, VF, VM       integers, floats, and the result of a comparison
  *   vi_*, vf_*, vm_* operations on them, lane by lane unless their comment says otherwise
+ *   VQ, vq_load      four digits, as dot products take them
  *   VD, vd_*         four-way dot products of bytes, vd_signed of codes (unsigned) with signed digits,
  *                    vd_unsigned of codes of 2 bits with unsigned digits; vd_sum gives the lanes' sums of
  *                    32 bits, and before it 8 products of each have to fit
  *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
  *                    right to fit these
+ *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
  *   WIDE, vd_wide, vd_sum_wide, vi_store_wide  where numbers of two digits are better not cut (dot_pairs.h);
  *                    may be missing
  *   HAS_CRC32C       if there are instructions for it: crc_add1, crc_add8
@@ -47,6 +49,10 @@
 #define KIVI_APART static __attribute__((noinline))
 #else
 #define KIVI_APART static
+#endif
+
+#ifndef CODE_OFFSET
+#define CODE_OFFSET(bits) 0.0f
 #endif
 
 /* Most tables have no other form of numbers than digits. */

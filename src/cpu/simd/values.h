@@ -30,34 +30,24 @@ struct value_batch {
 
 /* ------------------------------------------------------------------ summing */
 
-/* Adds one word of each 16 tokens of a block, `half` words apart, in `side` vectors of channels. */
-KIVI_INLINE void add_block(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t half,
-                           uintptr_t ahead, const struct operands *o, size_t offset, uint32_t rows,
-                           uint32_t side, uint32_t n_digits, uint32_t bits)
-{
-    uint32_t i, v;
-
-    KIVI_UNROLL
-    for (i = 0; i < 2; i++, word += half) {
-        KIVI_UNROLL
-        for (v = 0; v < side * LANES; v += 16)
-            prefetch_ahead(word + v, ahead);
-        add_dots(sum, word, o, offset + 4 * i, rows, side, n_digits, bits, SIGNED_WEIGHTS(bits));
-    }
-}
-
-/* Adds one word of each 16 tokens of the n blocks of a unit. */
-KIVI_INLINE void add_words(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t half,
+/* Adds one place of the n blocks of a unit. */
+KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t half,
                            size_t block, uint32_t n, uintptr_t ahead, const struct operands *o,
-                           size_t offset, uint32_t rows, uint32_t side, uint32_t n_digits,
+                           uint32_t place, uint32_t rows, uint32_t side, uint32_t n_digits,
                            uint32_t bits)
 {
-    uint32_t i;
+    uint32_t i, h;
 
     KIVI_UNROLL
-    for (i = 0; i < BLOCKS_OF_UNIT && i < n; i++, word += block)
-        add_block(sum, word, half, ahead, o, offset + i / 2 * SET + i % 2 * 8, rows, side, n_digits,
-                  bits);
+    for (i = 0; i < BLOCKS_OF_UNIT && i < n; i++, word += block) {
+        KIVI_UNROLL
+        for (h = 0; h < 2; h++) {
+            if (place % PLACES(bits) == 0)
+                prefetch_words(word + h * half, side, ahead);
+            add_dots(sum, word + h * half, o, i / 2 * SET + 16 * place, i % 2 * 2 + h, place, rows,
+                     side, n_digits, bits, SIGNED_WEIGHTS(bits));
+        }
+    }
 }
 
 /* Adds the codes of `side` vectors of channels, weighted, to rows from `row` on. side and the last three are
@@ -72,7 +62,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
     const size_t block = b->l->block_bytes / sizeof(uint32_t);
     const uint32_t *words = (const uint32_t *)(const void *)b->blocks + channel;
     const uintptr_t ahead = b->ahead;
-    uint32_t left = b->n_tokens / KIVI_TILE, i, r, v;
+    uint32_t left = b->n_tokens / KIVI_TILE, place, r, v;
     VF total[MAX_SIDE][MAX_ROWS];
 
     out += channel;
@@ -86,18 +76,16 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
         const uint32_t n = left < BLOCKS_OF_UNIT ? left : BLOCKS_OF_UNIT;
 
         KIVI_UNROLL
-        for (i = 0; i < WORDS(bits); i++) {
-            const uint32_t place = i * PLACES(bits);
-            const uint32_t *word = words + i * stride;
+        for (place = 0; place < 4; place++) {
+            const uint32_t *word = words + place / PLACES(bits) * stride;
             VD sum[MAX_SIDE][MAX_SUMS];
 
             clear_dots(sum, rows * SUMS(n_digits, bits), side);
             if (n == BLOCKS_OF_UNIT) /* without a loop: compilers would copy its sums */
-                add_words(sum, word, half, block, BLOCKS_OF_UNIT, ahead, &o, 16 * place, rows, side,
+                add_place(sum, word, half, block, BLOCKS_OF_UNIT, ahead, &o, place, rows, side,
                           n_digits, bits);
             else
-                add_words(sum, word, half, block, n, ahead, &o, 16 * place, rows, side, n_digits,
-                          bits);
+                add_place(sum, word, half, block, n, ahead, &o, place, rows, side, n_digits, bits);
             add_sums(total, sum, &o, 0, place, rows, side, n_digits, bits);
         }
         words += n * block;
