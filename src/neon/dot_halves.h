@@ -81,8 +81,7 @@ KIVI_INLINE VD vd_wide(VD sum, VI codes, VQ numbers, uint32_t odd)
 
     sum.low = vreinterpretq_s16_s32(
         vmlal_s16(vreinterpretq_s32_s16(sum.low), vget_low_s16(bytes), vget_low_s16(pair)));
-    sum.high =
-        vreinterpretq_s16_s32(vmlal_high_s16(vreinterpretq_s32_s16(sum.high), bytes, pair));
+    sum.high = vreinterpretq_s16_s32(vmlal_high_s16(vreinterpretq_s32_s16(sum.high), bytes, pair));
     return sum;
 }
 

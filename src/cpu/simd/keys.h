@@ -87,9 +87,9 @@ KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_bat
 
 /* Scores of a tile for rows from `row` on, `at` tokens into the caller's. The last three are constants. */
 KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes, uint32_t n_sets,
-                            uint32_t rest, uintptr_t ahead, const struct operands *o,
-                            uint32_t block, uint32_t row, float *const *scores, size_t at,
-                            uint32_t rows, uint32_t n_digits, uint32_t bits)
+                                uint32_t rest, uintptr_t ahead, const struct operands *o,
+                                uint32_t block, uint32_t row, float *const *scores, size_t at,
+                                uint32_t rows, uint32_t n_digits, uint32_t bits)
 {
     const uint32_t side = SIDE_BY_SIDE(rows, n_digits, bits);
     uint32_t token, s, r, v;
