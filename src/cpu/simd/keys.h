@@ -298,7 +298,7 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
     uint32_t i, r = 0, n_left = 0;
 
     take_queries(b, q, rows, n);
-    if (n == 1)
+    if (n == 1) /* whose sums compilers then keep in registers */
         fold_queries(b, all, 1, n_digits, bits);
     else
         fold_queries(b, all, n, n_digits, bits);

@@ -130,7 +130,8 @@ KIVI_INLINE VF skew_of(const struct unfolded *u, uint32_t i, uint32_t bits, VF s
     return skew;
 }
 
-/* Folds a unit's tokens from t on, of which n are there, for n_rows rows of p. n may, and the last three are constants. */
+/* Folds a unit's tokens from t on, of which n are there, for n_rows rows of p. n may, and the last three are
+ * constants. */
 KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint32_t t, uint32_t n,
                          struct folded *all, const float *places, VF skew, uint32_t n_rows,
                          uint32_t n_digits, uint32_t bits)
@@ -192,8 +193,9 @@ KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, fl
                             uint32_t bits)
 {
     const size_t stride = b->l->dim_pad;
-    const int is_skewed = b->n_rows == 1 ? fold_weights(b, p, ld, 1, n_digits, bits)
-                                         : fold_weights(b, p, ld, b->n_rows, n_digits, bits);
+    const int is_skewed = b->n_rows == 1 /* whose sums compilers then keep in registers */
+                              ? fold_weights(b, p, ld, 1, n_digits, bits)
+                              : fold_weights(b, p, ld, b->n_rows, n_digits, bits);
     uint32_t r = 0;
 
     if (is_skewed && n_digits < MAX_DIGITS)
