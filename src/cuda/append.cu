@@ -527,6 +527,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     const bool is_value = blockIdx.y % 2;
     const kivi_cuda_item &item = kivi_cuda_items(s)[index];
 
+    kivi_cuda_wait_for_stream();
     if (item.n_new == 0 || (s.gate && *s.gate != KIVI_CUDA_NOT_BAD))
         return;
     const kivi_cuda_rows rows = is_value ? kivi_cuda_value_rows(s, item, head)
@@ -550,6 +551,8 @@ __global__ void __launch_bounds__(THREADS, 3)
 
 __global__ void __launch_bounds__(THREADS) check(const __grid_constant__ kivi_cuda_step s)
 {
+    kivi_cuda_wait_for_stream();
+
     const uint32_t head = blockIdx.y / 2, index = blockIdx.z, which = 1 + blockIdx.y % 2;
     const kivi_cuda_item &item = kivi_cuda_items(s)[index];
     const kivi_cuda_rows rows = which == 2 ? kivi_cuda_value_rows(s, item, head)
@@ -580,19 +583,22 @@ dim3 grid(const kivi_cuda_step *step, uint32_t blocks)
 
 cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, cudaStream_t stream)
 {
-    if (slabs <= 2) {
-        append<<<grid(step, 1), THREADS, 0, stream>>>(*step, true, true);
-        return cudaGetLastError();
-    }
-    append<<<grid(step, slabs), THREADS, 0, stream>>>(*step, true, false);
-    append<<<grid(step, 4), THREADS, 0, stream>>>(*step, false, true);
-    return cudaGetLastError();
+    cudaError_t status;
+
+    if (slabs <= 2)
+        return kivi_cuda_launch(append, grid(step, 1), THREADS, 0, stream, step->overlap, *step, true,
+                                true);
+    status = kivi_cuda_launch(append, grid(step, slabs), THREADS, 0, stream, step->overlap, *step, true,
+                              false);
+    return status != cudaSuccess ? status
+                                 : kivi_cuda_launch(append, grid(step, 4), THREADS, 0, stream,
+                                                    step->overlap, *step, false, true);
 }
 
 cudaError_t kivi_cuda_check(const kivi_cuda_step *step, uint32_t max_new, cudaStream_t stream)
 {
     const uint32_t blocks = max_new / 64 + 1;
 
-    check<<<grid(step, blocks < 256 ? blocks : 256), THREADS, 0, stream>>>(*step);
-    return cudaGetLastError();
+    return kivi_cuda_launch(check, grid(step, blocks < 256 ? blocks : 256), THREADS, 0, stream,
+                            step->overlap, *step);
 }

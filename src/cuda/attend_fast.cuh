@@ -150,6 +150,10 @@ template <class shape, class F> struct kivi_cuda_stream {
         pages = kivi_cuda_pages(f.s, f.item) + unit / per_page;
         at = unit % per_page;
         page = share.n ? *pages : NULL;
+    }
+
+    __device__ __forceinline__ void start()
+    {
         for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
             fetch(i);
     }
@@ -240,7 +244,10 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
     unsigned char *mine = shared + threadIdx.x / 32 * shape::WARP_BYTES;
     kivi_cuda_cursor cursor = kivi_cuda_first(s, blockIdx.x);
     kivi_cuda_segment segment;
+    bool waited = s.tables != NULL; /* which may still be on their way */
 
+    if (waited)
+        kivi_cuda_wait_for_stream();
     while (kivi_cuda_next(s, cursor, segment)) {
         static_assert(sizeof item % 16 == 0, "items are copied 16 bytes at a time");
         if (threadIdx.x < sizeof item / 16)
@@ -259,6 +266,11 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
             kivi_cuda_stream<shape, decltype(f)> stream(f, share, mine);
             uint32_t left_out;
 
+            if (!waited) {
+                kivi_cuda_wait_for_stream();
+                waited = true;
+            }
+            stream.start();
             if (begin == plain.begin) {
                 kivi_cuda_load_queries<D, KB>(s, item, segment, queries);
                 __syncthreads();
@@ -276,6 +288,8 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
         kivi_cuda_finish(s, item, segment, merged, D);
         __syncthreads();
     }
+    if (!waited)
+        kivi_cuda_wait_for_stream();
 }
 
 #endif

@@ -184,6 +184,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
     kivi_cuda_cursor cursor = kivi_cuda_first(s, blockIdx.x);
     kivi_cuda_segment g;
 
+    kivi_cuda_wait_for_stream();
     while (kivi_cuda_next(s, cursor, g)) {
         const kivi_cuda_item &item = kivi_cuda_items(s)[g.item];
         const kivi_cuda_rows keys = kivi_cuda_key_rows(s, item, g.head);
@@ -250,6 +251,5 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
 
 cudaError_t kivi_cuda_attend_general(const kivi_cuda_step *step, cudaStream_t stream)
 {
-    attend<<<step->n_parts, THREADS, 0, stream>>>(*step);
-    return cudaGetLastError();
+    return kivi_cuda_launch(attend, dim3(step->n_parts), THREADS, 0, stream, step->overlap, *step);
 }

@@ -119,6 +119,7 @@ kivi_status open_device(kivi_cuda_context *c, kivi_error *error)
 
     if (code == cudaSuccess) {
         snprintf(c->name, sizeof c->name, "%.63s", properties.name);
+        c->overlap = kivi_cuda_can_overlap();
         code = cudaStreamCreateWithFlags(&c->copies, cudaStreamNonBlocking);
     }
     if (code == cudaSuccess)

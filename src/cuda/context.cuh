@@ -30,6 +30,7 @@ struct kivi_cuda_context {
     kivi_allocator allocator;
     int device;
     bool on_device; /* the caller's arrays are device memory, and nothing waits */
+    bool overlap;   /* of kernels in a stream */
     char name[64];
     struct kivi_cuda_path *paths; /* of each layer */
 

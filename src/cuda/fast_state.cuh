@@ -147,17 +147,25 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const uint64_t position = kivi_cuda_position(s, item, tile, 2 * t + j);
+            const uint64_t last = kivi_cuda_position(s, item, tile, 2 * t + j);
+            const uint32_t begin =
+                in_unit(u, s.window && last >= s.window ? last - s.window + 1 : 0);
+            const uint32_t end = in_unit(u, last < item.n ? last + 1 : item.n);
 
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const uint64_t token = (uint64_t)u * KIVI_CUDA_UNIT + 4 * g + i;
-
-                if (token > position || token >= item.n
-                    || (s.window && token + s.window <= position))
+            for (int i = 0; i < 4; i++)
+                if (4 * g + i < begin || 4 * g + i >= end)
                     score[i][j] = -INFINITY;
-            }
         }
+    }
+
+    /* A token's place in unit u; beyond it, the nearest end. */
+    static __device__ __forceinline__ uint32_t in_unit(uint32_t u, uint64_t token)
+    {
+        const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
+
+        return token < unit ? 0 : token - unit < KIVI_CUDA_UNIT ? (uint32_t)(token - unit)
+                                                                : KIVI_CUDA_UNIT;
     }
 
     static __device__ __forceinline__ void regroup(uint32_t x[4])

@@ -17,8 +17,8 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
         const auto kernel = ALWAYS || step->precise ? kivi_cuda_attend_fast<D, KB, VB, true>
                                                     : kivi_cuda_attend_fast<D, KB, VB, ALWAYS>;
 
-        kernel<<<step->n_parts, shape::THREADS, SHARED, stream>>>(*step);
-        return cudaGetLastError();
+        return kivi_cuda_launch(kernel, dim3(step->n_parts), shape::THREADS, SHARED, stream,
+                                step->overlap, *step);
     }
 
     static bool prepare(void (*kernel)(kivi_cuda_step), int *per_sm)

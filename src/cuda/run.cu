@@ -262,7 +262,7 @@ void fill_tables(const kivi_step *step, pending *p)
     }
 }
 
-void fill_args(const kivi_step *step, kivi_cuda_step *s)
+void fill_args(const kivi_step *step, bool overlap, kivi_cuda_step *s)
 {
     const kivi_geometry *g = step->geometry;
     const kivi_layer_geometry *l = &g->layers[step->layer];
@@ -288,6 +288,7 @@ void fill_args(const kivi_step *step, kivi_cuda_step *s)
     s->softcap = step->attention.softcap;
     s->window = step->attention.window;
     s->sink_logits = step->attention.sink_logits;
+    s->overlap = overlap;
 }
 
 /* The host's memory of a step: sizes first, then the allocation. */
@@ -319,7 +320,7 @@ pending *new_pending(const kivi_cuda_context *c, const kivi_step *step)
     p->tables = carve.take(sizes.table_bytes);
     p->staging = carve.take(sizes.staging_bytes);
     memset(p->tables, 0, sizes.table_bytes);
-    fill_args(step, &p->args);
+    fill_args(step, c->overlap, &p->args);
     fill_tables(step, p);
     return p;
 }
@@ -423,7 +424,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
         memcpy(s->in_place, p->tables, p->table_bytes);
     } else if (code == cudaSuccess) {
         s->tables = c->tables.memory;
-        code = kivi_cuda_upload(c->tables.memory, p->tables, p->table_bytes, stream);
+        code = kivi_cuda_upload(c->tables.memory, p->tables, p->table_bytes, stream, s->overlap);
     }
     if (code == cudaSuccess && p->max_new && !c->on_device)
         code = kivi_cuda_check(s, p->max_new, stream);

@@ -180,8 +180,19 @@ __device__ __forceinline__ void kivi_cuda_write(const kivi_cuda_item &item, int6
             for (int i = 0; i < 4; i++)
                 to[i] = y[i];
     } else {
+        union {
+            __half half[4];
+            uint2 all;
+        } quad;
+        __half *to = (__half *)item.out + at;
+
         for (int i = 0; i < 4; i++)
-            ((__half *)item.out)[at + i] = kivi_cuda_output(y[i]);
+            quad.half[i] = kivi_cuda_output(y[i]);
+        if (((uintptr_t)to & 7) == 0)
+            *(uint2 *)to = quad.all;
+        else
+            for (int i = 0; i < 4; i++)
+                to[i] = quad.half[i];
     }
 }
 
@@ -218,12 +229,24 @@ __device__ __forceinline__ float *kivi_cuda_partial(const kivi_cuda_step &s,
     return s.partials + (2 * (size_t)(g.first_part + j) + (j == 0)) * size;
 }
 
+/* Counts this part among those that are done: their number before. What the block wrote before its last
+ * barrier is seen by whoever counts later. */
+__device__ __forceinline__ uint32_t kivi_cuda_arrive(uint32_t *arrivals)
+{
+    uint32_t before;
+
+    asm volatile("atom.add.acq_rel.gpu.u32 %0, [%1], 1;" : "=r"(before) : "l"(arrivals) : "memory");
+    return before;
+}
+
 /* Merges the partial results of all parts into `result`, in shared memory, 32 parts at a time: a warp finds
- * what the parts of a row count, then all threads add their outputs. */
+ * what the parts of a row count, then all threads add their outputs. If the tile has few rows, several threads
+ * share the parts of a quad: number i / (n_rows * quads) of them adds to quad i of `result`. */
 __device__ __forceinline__ void kivi_cuda_merge_parts(const kivi_cuda_step &s,
                                                       const kivi_cuda_segment &g, uint32_t n_parts,
                                                       uint32_t n_rows, float *result, uint32_t width)
 {
+    const uint32_t shares = KIVI_CUDA_ROWS / n_rows;
     const uint32_t quads = width / 4, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
     const size_t size = kivi_cuda_partial_floats(width);
     float *units = result + KIVI_CUDA_ROWS * width, *sums = units + KIVI_CUDA_ROWS;
@@ -255,15 +278,20 @@ __device__ __forceinline__ void kivi_cuda_merge_parts(const kivi_cuda_step &s,
             }
         }
         __syncthreads();
-        for (uint32_t i = threadIdx.x; i < n_rows * quads; i += blockDim.x) {
-            const uint32_t row = i / quads;
-            float4 x = from ? ((float4 *)result)[i] : make_float4(0, 0, 0, 0);
+        for (uint32_t i = threadIdx.x; i < shares * n_rows * quads; i += blockDim.x) {
+            const uint32_t share = i / (n_rows * quads), quad = i % (n_rows * quads);
+            const uint32_t row = quad / quads;
+            const float old = from ? keep[row] : 0.0f;
+            float4 x = make_float4(0, 0, 0, 0);
 
-            x = make_float4(x.x * keep[row], x.y * keep[row], x.z * keep[row], x.w * keep[row]);
+            if (from) {
+                x = ((float4 *)result)[i];
+                x = make_float4(x.x * old, x.y * old, x.z * old, x.w * old);
+            }
 #pragma unroll 8
-            for (uint32_t j = 0; j < n; j++) {
+            for (uint32_t j = share; j < n; j += shares) {
                 const float4 y =
-                    __ldcg((const float4 *)kivi_cuda_partial(s, g, from + j, size) + i);
+                    __ldcg((const float4 *)kivi_cuda_partial(s, g, from + j, size) + quad);
                 const float f = weight[row][j];
 
                 x = make_float4(fmaf(y.x, f, x.x), fmaf(y.y, f, x.y), fmaf(y.z, f, x.z),
@@ -287,26 +315,29 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s,
 {
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile), quads = width / 4;
     const uint32_t n_parts = g.last_part - g.first_part + 1;
+    uint32_t shares = 1;
     __shared__ uint32_t turn;
 
     if (n_parts > 1) {
         const size_t size = kivi_cuda_partial_floats(width);
-        float *mine = kivi_cuda_partial(s, g, blockIdx.x - g.first_part, size);
+        float4 *mine = (float4 *)kivi_cuda_partial(s, g, blockIdx.x - g.first_part, size);
+        const uint32_t rest = KIVI_CUDA_ROWS * quads; /* units and sums */
 
-        for (uint32_t i = threadIdx.x; i < size / 4; i += blockDim.x)
-            ((float4 *)mine)[i] = ((const float4 *)result)[i];
-        __threadfence();
+        for (uint32_t i = threadIdx.x; i < n_rows * quads; i += blockDim.x)
+            mine[i] = ((const float4 *)result)[i];
+        if (threadIdx.x < 2 * KIVI_CUDA_ROWS / 4)
+            mine[rest + threadIdx.x] = ((const float4 *)result)[rest + threadIdx.x];
         __syncthreads();
         if (threadIdx.x == 0) {
-            turn = atomicAdd(&s.arrivals[g.task], 1);
+            turn = kivi_cuda_arrive(&s.arrivals[g.task]);
             if (turn == n_parts - 1)
                 s.arrivals[g.task] = 0;
         }
         __syncthreads();
         if (turn != n_parts - 1)
             return;
-        __threadfence();
         kivi_cuda_merge_parts(s, g, n_parts, n_rows, result, width);
+        shares = KIVI_CUDA_ROWS / n_rows;
     }
     for (uint32_t i = threadIdx.x; i < n_rows * quads; i += blockDim.x) {
         const uint32_t row = i / quads, c = i % quads * 4;
@@ -316,10 +347,17 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s,
         const float *end = result + KIVI_CUDA_ROWS * width + row;
         const float factor =
             kivi_cuda_close(s, item, token, head, end[0], end[KIVI_CUDA_ROWS], c == 0);
+        float4 x = ((const float4 *)result)[i];
 
+#pragma unroll 1
+        for (uint32_t j = 1; j < shares; j++) {
+            const float4 y = ((const float4 *)result)[i + j * n_rows * quads];
+
+            x = make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
+        }
         kivi_cuda_write(item,
-                        (int64_t)token * item.out_token + (int64_t)head * item.out_head + c,
-                        ((const float4 *)result)[i], factor);
+                        (int64_t)token * item.out_token + (int64_t)head * item.out_head + c, x,
+                        factor);
     }
 }
 

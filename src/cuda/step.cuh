@@ -14,8 +14,14 @@
 #define KIVI_CUDA_ROWS 8u        /* query rows of a tile: what one tensor core product takes */
 #define KIVI_CUDA_UNIT 32u       /* tokens of a unit, the grain of the split over tokens */
 #define KIVI_CUDA_EDGE_COST 8u   /* cost of a unit of f16 rows, in units of codes */
-#define KIVI_CUDA_INLINE 3328u   /* bytes of tables that fit in the kernel's arguments */
 #define KIVI_CUDA_NOT_BAD UINT64_MAX
+
+/* Bytes of tables that fit in a kernel's arguments, which have 4 KB, and 32764 bytes since CUDA 12.1. */
+#if CUDART_VERSION >= 12010
+#define KIVI_CUDA_INLINE 15872u
+#else
+#define KIVI_CUDA_INLINE 3328u
+#endif
 
 /* One item of a step. Strides count elements. */
 struct kivi_cuda_item {
@@ -41,7 +47,8 @@ struct kivi_cuda_step {
     struct kivi_layout k, v;
     uint64_t page_v_offset, page_head_stride, window_head_stride, window_sink_v, window_k, window_v;
     uint32_t page_tokens, k_ring, v_ring, n_sink, n_q_heads, n_kv_heads, heads_per_kv;
-    uint32_t n_items, precise;
+    uint32_t n_items;
+    bool precise, overlap; /* overlap: for kivi_cuda_launch */
     float scale, softcap;
     uint64_t window;
     const float *sink_logits;
@@ -57,6 +64,23 @@ struct kivi_cuda_step {
 };
 
 #ifdef __CUDACC__
+
+/* ------------------------------------------- kernels of a stream, one after the other */
+
+/*
+ * From compute capability 9.0 on, a kernel of ours may start while the one before it in the stream still runs
+ * (kivi_cuda_launch), and find its work from its arguments. Then it waits: until all that was before is done
+ * and can be seen. Every block does so, even one without work: whoever waits for its kernel relies on that.
+ */
+__device__ __forceinline__ void kivi_cuda_wait_for_stream()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* ------------------------------------------------------------------ tables */
 
 __device__ __forceinline__ const kivi_cuda_item *kivi_cuda_items(const kivi_cuda_step &s)
 {

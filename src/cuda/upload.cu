@@ -21,25 +21,33 @@ template <size_t size> struct piece {
 template <size_t size>
 __global__ void __launch_bounds__(THREADS) unpack(const __grid_constant__ piece<size> p)
 {
+    kivi_cuda_wait_for_stream();
     for (uint32_t i = threadIdx.x; i < p.n; i += THREADS)
         p.to[i] = p.data[i];
 }
 
 template <size_t size>
-cudaError_t send(char *device, const char *host, size_t bytes, cudaStream_t stream)
+cudaError_t send(char *device, const char *host, size_t bytes, cudaStream_t stream, bool overlap)
 {
     piece<size> p;
 
     p.to = (uint4 *)device;
     p.n = (uint32_t)(bytes / 16);
     memcpy(p.data, host, bytes);
-    unpack<<<1, THREADS, 0, stream>>>(p);
-    return cudaGetLastError();
+    return kivi_cuda_launch(unpack<size>, dim3(1), THREADS, 0, stream, overlap, p);
 }
 
 } // namespace
 
-cudaError_t kivi_cuda_upload(void *device, const void *host, size_t bytes, cudaStream_t stream)
+bool kivi_cuda_can_overlap()
+{
+    cudaFuncAttributes a;
+
+    return cudaFuncGetAttributes(&a, unpack<PIECE>) == cudaSuccess && a.ptxVersion >= 90;
+}
+
+cudaError_t kivi_cuda_upload(void *device, const void *host, size_t bytes, cudaStream_t stream,
+                             bool overlap)
 {
     size_t at = 0;
 
@@ -47,9 +55,9 @@ cudaError_t kivi_cuda_upload(void *device, const void *host, size_t bytes, cudaS
         const size_t n = bytes - at < PIECE ? bytes - at : PIECE;
         const cudaError_t status = n <= 8000 && PIECE > 8000
                                        ? send<8000>((char *)device + at, (const char *)host + at, n,
-                                                    stream)
+                                                    stream, overlap)
                                        : send<PIECE>((char *)device + at, (const char *)host + at,
-                                                     n, stream);
+                                                     n, stream, overlap);
 
         if (status != cudaSuccess)
             return status;
