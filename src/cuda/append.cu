@@ -3,6 +3,7 @@
  * which holds bit for bit), and the new rows enter the windows. A block takes slabs of 128 tokens of the
  * keys or of the values of one kv head, in slices of 128 channels.
  */
+#include "append_tile.cuh"
 #include "kernels.cuh"
 #include "mma.cuh"
 
@@ -31,6 +32,7 @@ struct alignas(16) slab_state {
         struct {
             float min[CHUNKS][SLAB], scale[CHUNKS][SLAB], inverse[CHUNKS][SLAB];
         } any; /* inverse is negative for a wide group */
+        uint4 tile[THREADS / 32][32];
     };
 };
 
@@ -47,17 +49,9 @@ __device__ range range_of(__half2 ends, uint32_t bits)
     return r;
 }
 
-/*
- * A code of 2 bits is the number of thresholds that `above` = f16(x - min) exceeds. The rule rounds
- * above / scale to f16, then to an integer, halves to even; so code > i where above > scale * t_i with
- * t_i halfway between i + 1/2 and its neighbour in f16. scale * t_i is exact in f32, and rounding it
- * down to f16 changes no comparison with an f16.
- */
 __device__ __half threshold(__half scale, int i)
 {
-    const float t = i == 0 ? 0.5f + 0x1p-12f : i == 1 ? 1.5f - 0x1p-11f : 2.5f + 0x1p-10f;
-
-    return __float2half_rd(__half2float(scale) * t);
+    return __float2half_rd(__half2float(scale) * threshold_of(i));
 }
 
 /* Any width. One step of Newton's makes the quotient exact enough: a quotient of two f16 is never
@@ -462,17 +456,49 @@ __device__ void copy_rows(const slab_state &m, const kivi_layout &l, unsigned ch
     }
 }
 
+/* A slab of whole tiles: a warp to each. False if one of them was given up. */
+__device__ bool quantize_tiles(const kivi_layout &l, slab_state &m, const kivi_cuda_rows &rows,
+                               unsigned char *blocks, uint64_t slab, uint32_t c0, bool is_value)
+{
+    const uint32_t warp = threadIdx.x / 32, t = warp % CHUNKS * 32;
+    const __half *fresh = (const __half *)rows.fresh + rows.fresh_at
+                          + ((int64_t)(slab * SLAB - rows.n_old) + t) * rows.fresh_token;
+    unsigned char *block = blocks + t / 32 * l.block_bytes;
+    bool done = true;
+
+    c0 += warp / CHUNKS * TILE_CHANNELS;
+    if (c0 >= l.dim)
+        ;
+    else if (is_value && l.bits == 2)
+        done = quantize_tile<2, true>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
+    else if (is_value)
+        done = quantize_tile<4, true>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
+    else if (l.bits == 2)
+        done = quantize_tile<2, false>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
+    else
+        done = quantize_tile<4, false>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
+    return __syncthreads_and(done);
+}
+
 __device__ void quantize_slab(const kivi_cuda_step &s, slab_state &m, const kivi_cuda_item &item,
                               const kivi_cuda_rows &rows, uint32_t index, uint32_t head,
                               bool is_value, uint64_t slab, uint32_t from, uint32_t to)
 {
     const kivi_layout &l = is_value ? s.v : s.k;
     const uint64_t token = slab * SLAB;
-    unsigned char *blocks = kivi_cuda_pages(s, item)[token / s.page_tokens]
+    /* A page has whole slabs; and 32 bits are divided faster. */
+    const uint32_t per_page = s.page_tokens / SLAB;
+    unsigned char *blocks = kivi_cuda_pages(s, item)[(uint32_t)slab / per_page]
                             + head * s.page_head_stride + (is_value ? s.page_v_offset : 0)
-                            + (size_t)(token % s.page_tokens) / l.tokens * l.block_bytes;
+                            + (size_t)((uint32_t)slab % per_page * SLAB / l.tokens) * l.block_bytes;
+    const bool tiles = from == 0 && to == SLAB && token >= rows.n_old
+                       && (is_value || token >= rows.n_sink)
+                       && kivi_cuda_rows_are_f16(rows, token + SLAB) && l.group_size == 32
+                       && (l.bits == 2 || l.bits == 4) && l.dim % TILE_CHANNELS == 0;
 
     for (uint32_t c0 = 0; c0 < l.dim; c0 += SLICE) {
+        if (tiles && quantize_tiles(l, m, rows, blocks, slab, c0, is_value))
+            continue;
         __syncthreads();
         load_slab(s, m, rows, slab, from, to, c0, index, is_value ? 2 : 1);
         if (l.bits == 16)
@@ -581,12 +607,13 @@ dim3 grid(const kivi_cuda_step *step, uint32_t blocks)
 
 } // namespace
 
-cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, cudaStream_t stream)
+cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, bool reads_windows,
+                             cudaStream_t stream)
 {
     cudaError_t status;
 
-    if (slabs <= 2)
-        return kivi_cuda_launch(append, grid(step, 1), THREADS, 0, stream, step->overlap, *step, true,
+    if (slabs <= 2 || !reads_windows)
+        return kivi_cuda_launch(append, grid(step, slabs <= 2 ? 1 : slabs), THREADS, 0, stream, step->overlap, *step, true,
                                 true);
     status = kivi_cuda_launch(append, grid(step, slabs), THREADS, 0, stream, step->overlap, *step, true,
                               false);

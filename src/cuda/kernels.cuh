@@ -41,9 +41,11 @@ kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_b
 kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
 kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
 
-/* Quantizes what leaves the windows, then stores the new rows there. One launch if `slabs` (of 128
- * tokens) is 1, else two, the first of as many blocks to a head. */
-cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, cudaStream_t stream);
+/* Quantizes what leaves the windows, then stores the new rows there: `slabs` of 128 tokens at most to a head.
+ * One launch if they are few, or if nothing that is quantized was in a window before (`reads_windows`), else
+ * two: rows must not be overwritten by one block before another has read them. */
+cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, bool reads_windows,
+                             cudaStream_t stream);
 
 /* Reports keys and values that are not finite; max_new is the largest n_new of all items. */
 cudaError_t kivi_cuda_check(const kivi_cuda_step *step, uint32_t max_new, cudaStream_t stream);

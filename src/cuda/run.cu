@@ -23,6 +23,7 @@ struct pending {
     size_t input_bytes, staging_bytes;
     uint64_t n_tasks, task_cost; /* task_cost: of every task; 0 if they differ */
     uint32_t max_new, slabs;
+    bool reads_windows; /* the append quantizes rows that are in a window */
 };
 
 /* Hands out 16-byte aligned pieces of a buffer; with base NULL it only adds up. */
@@ -257,6 +258,9 @@ void fill_tables(const kivi_step *step, pending *p)
         n_pages += (uint32_t)n;
         if (from->io.n_new > p->max_new)
             p->max_new = (uint32_t)from->io.n_new;
+        if ((k && from->before.k_packed < from->before.n)
+            || (v && from->before.v_packed < from->before.n))
+            p->reads_windows = true;
         if ((k > v ? k : v) > p->slabs)
             p->slabs = (uint32_t)(k > v ? k : v);
     }
@@ -431,7 +435,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
     if (code == cudaSuccess && p->n_tasks)
         code = c->paths[step->layer].attend(s, stream);
     if (code == cudaSuccess && p->max_new)
-        code = kivi_cuda_append(s, p->slabs, stream);
+        code = kivi_cuda_append(s, p->slabs, p->reads_windows, stream);
     if (code == cudaSuccess && !c->on_device && p->staging_bytes > p->input_bytes)
         code = cudaMemcpyAsync(p->staging + p->input_bytes,
                                (char *)c->staging.memory + p->input_bytes,
