@@ -20,7 +20,7 @@ struct value_batch {
     const struct kivi_layout *l;
     const char *blocks;
     uint32_t n_tokens; /* of whole blocks */
-    uint32_t group, channel, end;
+    uint32_t group;
     uint32_t n_rows;
     uintptr_t ahead;
     uint8_t digits[MAX_ROWS][MAX_DIGITS][VALUE_TOKENS];
@@ -106,11 +106,13 @@ KIVI_INLINE void sum_codes(const struct value_batch *b, uint32_t row, float *out
                            uint32_t n_digits, uint32_t bits)
 {
     const uint32_t side = SIDE_BY_SIDE(rows, n_digits, bits);
+    const uint32_t size = b->l->group_size, dim = b->l->dim_pad;
+    const uint32_t end = (b->group + 1) * size < dim ? (b->group + 1) * size : dim;
     uint32_t c;
 
-    for (c = b->channel; c + side * LANES <= b->end; c += side * LANES)
+    for (c = b->group * size; c + side * LANES <= end; c += side * LANES)
         sum_columns(b, c, side, out, row, rows, n_digits, bits);
-    if (side * LANES > 16 && c < b->end)
+    if (side * LANES > 16 && c < end)
         sum_columns(b, c, VECTORS, out, row, rows, n_digits, bits);
 }
 
@@ -267,8 +269,6 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
         for (g = 0; g < l->n_groups; g++) {
             b.group = g;
-            b.channel = g * l->group_size;
-            b.end = b.channel + l->group_size < l->dim_pad ? b.channel + l->group_size : l->dim_pad;
             b.ahead = ahead;
             for (r = 0; r < n_rows; r += MAX_ROWS) {
                 b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
