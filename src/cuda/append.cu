@@ -1,22 +1,16 @@
 /*
- * After the attention: what leaves the windows is quantized into pages (docs/numerics.md has the rule,
- * which holds bit for bit), and the new rows enter the windows. A block takes slabs of 128 tokens of the
- * keys or of the values of one kv head, in slices of 128 channels.
+ * After the attention: what leaves the windows is quantized into pages, and the new rows enter the windows. A
+ * block takes slabs of 128 tokens of the keys or of the values of one kv head, in slices of 128 channels. Whole
+ * slabs of a prompt are left to append_tiles.cu: kivi_cuda_plan_append, at the end, says which.
  */
-#include "append_tile.cuh"
+#include "append.cuh"
 #include "kernels.cuh"
 #include "mma.cuh"
 
 namespace {
 
-constexpr uint32_t THREADS = 256, SLAB = 128, SLICE = 128, CHUNKS = 4; /* of 32 tokens or channels */
+constexpr uint32_t THREADS = 256, SLICE = 128, CHUNKS = 4; /* of 32 tokens or channels */
 constexpr uint32_t PITCH = SLICE + 8; /* halves from row to row: no bank conflicts by column or row */
-
-/* Scale and minimum of a group; `wide`: its range is beyond f16, differences are not rounded. */
-struct range {
-    __half scale, min;
-    bool wide;
-};
 
 struct alignas(16) slab_state {
     __half x[SLAB][PITCH];
@@ -32,48 +26,12 @@ struct alignas(16) slab_state {
         struct {
             float min[CHUNKS][SLAB], scale[CHUNKS][SLAB], inverse[CHUNKS][SLAB];
         } any; /* inverse is negative for a wide group */
-        uint4 tile[THREADS / 32][32];
     };
 };
-
-__device__ range range_of(__half2 ends, uint32_t bits)
-{
-    const float low = __low2float(ends), exact = __high2float(ends) - low;
-    const __half rounded = __float2half_rn(exact);
-    const float levels = (float)((1u << bits) - 1u);
-    range r;
-
-    r.wide = __hisinf(rounded) != 0;
-    r.min = __float2half_rn(low + 0.0f); /* -0 becomes +0 */
-    r.scale = __float2half_rn(__fdiv_rn(r.wide ? exact : __half2float(rounded), levels));
-    return r;
-}
 
 __device__ __half threshold(__half scale, int i)
 {
     return __float2half_rd(__half2float(scale) * threshold_of(i));
-}
-
-/* Any width. One step of Newton's makes the quotient exact enough: a quotient of two f16 is never
- * within 2^-23 of a point where rounding to f16 turns. */
-__device__ uint32_t code_of(__half x, float min, float scale, float inverse, float levels)
-{
-    const float exact = __half2float(x) - min;
-    float above, quotient;
-
-    if (inverse < 0) {
-        above = exact;
-        quotient = __fdiv_rn(above, scale);
-    } else {
-        above = __half2float(__float2half_rn(exact));
-        quotient = above * inverse;
-        quotient = fmaf(fmaf(-quotient, scale, above), inverse, quotient);
-    }
-    if (above == 0.0f)
-        return 0;
-    if (scale == 0.0f)
-        return (uint32_t)levels;
-    return (uint32_t)rintf(fminf(__half2float(__float2half_rn(quotient)), levels));
 }
 
 /* Codes of 2 bits, as f16 numbers. */
@@ -124,11 +82,9 @@ __device__ void store_range(slab_state &m, const range &r, uint32_t chunk, uint3
         for (int i = 0; i < 3; i++)
             m.single.above[i][chunk][at] = threshold(r.scale, i);
     } else {
-        const float scale = __half2float(r.scale);
-
         m.any.min[chunk][at] = __half2float(r.min);
-        m.any.scale[chunk][at] = scale;
-        m.any.inverse[chunk][at] = r.wide ? -1.0f : scale > 0 ? __frcp_rn(scale) : 0.0f;
+        m.any.scale[chunk][at] = __half2float(r.scale);
+        m.any.inverse[chunk][at] = inverse_of(r);
     }
 }
 
@@ -265,7 +221,7 @@ __device__ uint32_t key_word(const slab_state &m, uint32_t chunk, uint32_t t, ui
     for (uint32_t i = 0; i < n; i++)
         word |= code_of(m.x[t][c + i], m.any.min[chunk][c + i], m.any.scale[chunk][c + i],
                         m.any.inverse[chunk][c + i], levels)
-                << (8 * (i % 4) + bits * (i / 4));
+                << code_shift(bits, i);
     return word;
 }
 
@@ -374,7 +330,7 @@ __device__ void value_words(const slab_state &m, uint32_t t, uint32_t c, bool qu
         for (uint32_t j = 0; j < 2; j++)
             word[j] |= code_of(m.x[t + i][c + j], m.any.min[chunk][t + i],
                                m.any.scale[chunk][t + i], m.any.inverse[chunk][t + i], levels)
-                       << (8 * (i % 4) + bits * (i / 4));
+                       << code_shift(bits, i);
 }
 
 /* Bits of a word of n codes that belong to its codes begin .. end - 1. */
@@ -383,7 +339,7 @@ __device__ uint32_t code_mask(uint32_t bits, uint32_t begin, uint32_t end)
     uint32_t mask = 0;
 
     for (uint32_t i = begin; i < end; i++)
-        mask |= ((1u << bits) - 1u) << (8 * (i % 4) + bits * (i / 4));
+        mask |= ((1u << bits) - 1u) << code_shift(bits, i);
     return mask;
 }
 
@@ -456,49 +412,14 @@ __device__ void copy_rows(const slab_state &m, const kivi_layout &l, unsigned ch
     }
 }
 
-/* A slab of whole tiles: a warp to each. False if one of them was given up. */
-__device__ bool quantize_tiles(const kivi_layout &l, slab_state &m, const kivi_cuda_rows &rows,
-                               unsigned char *blocks, uint64_t slab, uint32_t c0, bool is_value)
-{
-    const uint32_t warp = threadIdx.x / 32, t = warp % CHUNKS * 32;
-    const __half *fresh = (const __half *)rows.fresh + rows.fresh_at
-                          + ((int64_t)(slab * SLAB - rows.n_old) + t) * rows.fresh_token;
-    unsigned char *block = blocks + t / 32 * l.block_bytes;
-    bool done = true;
-
-    c0 += warp / CHUNKS * TILE_CHANNELS;
-    if (c0 >= l.dim)
-        ;
-    else if (is_value && l.bits == 2)
-        done = quantize_tile<2, true>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
-    else if (is_value)
-        done = quantize_tile<4, true>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
-    else if (l.bits == 2)
-        done = quantize_tile<2, false>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
-    else
-        done = quantize_tile<4, false>(l, m.tile[warp], fresh, rows.fresh_token, block, c0);
-    return __syncthreads_and(done);
-}
-
 __device__ void quantize_slab(const kivi_cuda_step &s, slab_state &m, const kivi_cuda_item &item,
                               const kivi_cuda_rows &rows, uint32_t index, uint32_t head,
-                              bool is_value, uint64_t slab, uint32_t from, uint32_t to)
+                              bool is_value, uint32_t slab, uint32_t from, uint32_t to)
 {
     const kivi_layout &l = is_value ? s.v : s.k;
-    const uint64_t token = slab * SLAB;
-    /* A page has whole slabs; and 32 bits are divided faster. */
-    const uint32_t per_page = s.page_tokens / SLAB;
-    unsigned char *blocks = kivi_cuda_pages(s, item)[(uint32_t)slab / per_page]
-                            + head * s.page_head_stride + (is_value ? s.page_v_offset : 0)
-                            + (size_t)((uint32_t)slab % per_page * SLAB / l.tokens) * l.block_bytes;
-    const bool tiles = from == 0 && to == SLAB && token >= rows.n_old
-                       && (is_value || token >= rows.n_sink)
-                       && kivi_cuda_rows_are_f16(rows, token + SLAB) && l.group_size == 32
-                       && (l.bits == 2 || l.bits == 4) && l.dim % TILE_CHANNELS == 0;
+    unsigned char *blocks = slab_blocks(s, item, head, is_value, slab);
 
     for (uint32_t c0 = 0; c0 < l.dim; c0 += SLICE) {
-        if (tiles && quantize_tiles(l, m, rows, blocks, slab, c0, is_value))
-            continue;
         __syncthreads();
         load_slab(s, m, rows, slab, from, to, c0, index, is_value ? 2 : 1);
         if (l.bits == 16)
@@ -518,32 +439,6 @@ __device__ void quantize_slab(const kivi_cuda_step &s, slab_state &m, const kivi
     }
 }
 
-/* The new rows of one head enter the ring, and the sinks. */
-__device__ void store_rows(const kivi_cuda_step &s, const kivi_cuda_rows &rows, uint32_t index,
-                           uint32_t which)
-{
-    const uint64_t oldest = rows.n > rows.ring_length ? rows.n - rows.ring_length : 0;
-    const uint64_t in_sink = rows.n < rows.n_sink ? rows.n : rows.n_sink;
-    const uint64_t begin = rows.n_old < in_sink || rows.n_old > oldest ? rows.n_old : oldest;
-    const uint32_t per_row = rows.dim / 8;
-    const uint64_t n = (rows.n - begin) * per_row, step = (uint64_t)gridDim.x * THREADS;
-
-    for (uint64_t i = (uint64_t)blockIdx.x * THREADS + threadIdx.x; i < n; i += step) {
-        const uint64_t token = begin + i / per_row;
-        const uint32_t c = (uint32_t)(i % per_row) * 8;
-        const int64_t at = (int64_t)(token - rows.n_old) * rows.fresh_token + rows.fresh_at + c;
-        bool finite = true;
-        const uint4 x = kivi_cuda_load8(rows.fresh, rows.type, at, &finite);
-
-        if (!finite)
-            kivi_cuda_report(s, index, (uint32_t)(token - rows.n_old), which);
-        if (token < rows.n_sink)
-            *(uint4 *)((__half *)rows.sink + token * rows.dim + c) = x;
-        if (token >= oldest)
-            *(uint4 *)((__half *)rows.ring + token % rows.ring_length * rows.dim + c) = x;
-    }
-}
-
 /* Grid: (slabs at a time, keys and values of each head, items). */
 __global__ void __launch_bounds__(THREADS, 3)
     append(const __grid_constant__ kivi_cuda_step s, bool quantize, bool store)
@@ -556,14 +451,17 @@ __global__ void __launch_bounds__(THREADS, 3)
     kivi_cuda_wait_for_stream();
     if (item.n_new == 0 || (s.gate && *s.gate != KIVI_CUDA_NOT_BAD))
         return;
-    const kivi_cuda_rows rows = is_value ? kivi_cuda_value_rows(s, item, head)
-                                         : kivi_cuda_key_rows(s, item, head);
+    const kivi_cuda_rows rows = rows_of(s, item, head, is_value);
     if (quantize) {
         const uint64_t begin = rows.packed, end = is_value ? item.v_after : item.k_after;
 
-        for (uint64_t slab = begin / SLAB + blockIdx.x; slab * SLAB < end; slab += gridDim.x) {
-            const uint64_t start = slab * SLAB;
+        for (uint32_t i = (uint32_t)(begin / SLAB) + blockIdx.x;; i += gridDim.x) {
+            const kivi_cuda_slabs &tiled = is_value ? item.v_tiled : item.k_tiled;
+            const uint32_t slab = i < tiled.begin ? i : i + (tiled.end - tiled.begin);
+            const uint64_t start = (uint64_t)slab * SLAB;
 
+            if (start >= end)
+                break;
             quantize_slab(s, m, item, rows, index, head, is_value, slab,
                           begin > start ? (uint32_t)(begin - start) : 0,
                           end - start < SLAB ? (uint32_t)(end - start) : SLAB);
@@ -571,7 +469,7 @@ __global__ void __launch_bounds__(THREADS, 3)
     }
     if (store) {
         __syncthreads();
-        store_rows(s, rows, index, is_value ? 2 : 1);
+        store_rows(s, rows, index, is_value, blockIdx.x * THREADS + threadIdx.x, gridDim.x * THREADS);
     }
 }
 
@@ -605,21 +503,69 @@ dim3 grid(const kivi_cuda_step *step, uint32_t blocks)
     return dim3(blocks, 2 * step->n_kv_heads, step->n_items);
 }
 
+/* Slabs that hold the tokens before `end`. */
+uint64_t slabs_below(uint64_t end)
+{
+    return (end + SLAB - 1) / SLAB;
+}
+
 } // namespace
 
-cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, bool reads_windows,
+/*
+ * Who quantizes what. Slabs of new rows alone, all of whose tokens leave the window in this step, go to
+ * append_tiles.cu if rows and groups fit its tiles; slabs with a token of the window or with sinks, and those
+ * that the packed tokens end in, are left to the kernel above. Both ends of a prompt may be such.
+ */
+kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cuda_item *items)
+{
+    kivi_cuda_append_plan plan = {0, 0, false};
+
+    for (uint32_t i = 0; i < step->n_items; i++)
+        for (uint32_t is_value = 0; is_value < 2; is_value++) {
+            kivi_cuda_item *item = &items[i];
+            const kivi_cuda_rows rows = is_value ? kivi_cuda_value_rows(*step, *item, 0)
+                                                 : kivi_cuda_key_rows(*step, *item, 0);
+            const uint64_t end = is_value ? item->v_after : item->k_after;
+            const int64_t head_stride = is_value ? item->v_head : item->k_head;
+            const uint64_t sinks = is_value ? 0 : step->n_sink;
+            const uint64_t all = end > rows.packed ? slabs_below(end) - rows.packed / SLAB : 0;
+            uint64_t first = slabs_below(rows.n_old > sinks ? rows.n_old : sinks);
+            kivi_cuda_slabs tiled = {0, 0};
+
+            if (first * SLAB < rows.packed)
+                first = slabs_below(rows.packed);
+            if (kivi_cuda_fits_tiles(is_value ? &step->v : &step->k) && head_stride % 8 == 0
+                && kivi_cuda_rows_are_f16(rows, end) && first < end / SLAB)
+                tiled = {(uint32_t)first, (uint32_t)(end / SLAB)};
+            (is_value ? item->v_tiled : item->k_tiled) = tiled;
+
+            const uint32_t others = (uint32_t)all - (tiled.end - tiled.begin);
+
+            plan.tiled = plan.tiled > tiled.end - tiled.begin ? plan.tiled : tiled.end - tiled.begin;
+            plan.others = plan.others > others ? plan.others : others;
+            plan.read_windows = plan.read_windows || (others && rows.packed < rows.n_old);
+        }
+    return plan;
+}
+
+cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan,
                              cudaStream_t stream)
 {
-    cudaError_t status;
+    /* Rows must not be stored by one block before another has read what they replace. */
+    const bool few = plan->others <= 2;
+    const bool at_once = !plan->tiled && (few || !plan->read_windows);
+    const uint32_t blocks = few && at_once ? 1 : plan->others;
+    cudaError_t status = cudaSuccess;
 
-    if (slabs <= 2 || !reads_windows)
-        return kivi_cuda_launch(append, grid(step, slabs <= 2 ? 1 : slabs), THREADS, 0, stream, step->overlap, *step, true,
-                                true);
-    status = kivi_cuda_launch(append, grid(step, slabs), THREADS, 0, stream, step->overlap, *step, true,
-                              false);
-    return status != cudaSuccess ? status
-                                 : kivi_cuda_launch(append, grid(step, 4), THREADS, 0, stream,
-                                                    step->overlap, *step, false, true);
+    if (plan->others || at_once)
+        status = kivi_cuda_launch(append, grid(step, blocks), THREADS, 0, stream, step->overlap,
+                                  *step, true, at_once);
+    if (status != cudaSuccess || at_once)
+        return status;
+    if (plan->tiled)
+        return kivi_cuda_append_tiles(step, plan->tiled, stream);
+    return kivi_cuda_launch(append, grid(step, 4), THREADS, 0, stream, step->overlap, *step, false,
+                            true);
 }
 
 cudaError_t kivi_cuda_check(const kivi_cuda_step *step, uint32_t max_new, cudaStream_t stream)

@@ -41,11 +41,23 @@ kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_b
 kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
 kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
 
-/* Quantizes what leaves the windows, then stores the new rows there: `slabs` of 128 tokens at most to a head.
- * One launch if they are few, or if nothing that is quantized was in a window before (`reads_windows`), else
- * two: rows must not be overwritten by one block before another has read them. */
-cudaError_t kivi_cuda_append(const kivi_cuda_step *step, uint32_t slabs, bool reads_windows,
+/* How a step's append is split between its kernels: slabs of a kv head, at most. */
+struct kivi_cuda_append_plan {
+    uint32_t tiled, others;
+    bool read_windows; /* whether the others read rows of a window */
+};
+
+/* Decides; notes in the items, which are complete, what is tiled. */
+kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cuda_item *items);
+
+/* Quantizes what leaves the windows, then stores the new rows there. */
+cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan,
                              cudaStream_t stream);
+
+/* append_tiles.cu, for the former: whether it knows the layout; at most `slabs` for a kv head, and all new rows
+ * stored. */
+bool kivi_cuda_fits_tiles(const kivi_layout *l);
+cudaError_t kivi_cuda_append_tiles(const kivi_cuda_step *step, uint32_t slabs, cudaStream_t stream);
 
 /* Reports keys and values that are not finite; max_new is the largest n_new of all items. */
 cudaError_t kivi_cuda_check(const kivi_cuda_step *step, uint32_t max_new, cudaStream_t stream);

@@ -22,8 +22,7 @@ struct pending {
     unsigned char *staging; /* inputs, then outputs, as they will stand on the device */
     size_t input_bytes, staging_bytes;
     uint64_t n_tasks, task_cost; /* task_cost: of every task; 0 if they differ */
-    uint32_t max_new, slabs;
-    bool reads_windows; /* the append quantizes rows that are in a window */
+    uint32_t max_new;
 };
 
 /* Hands out 16-byte aligned pieces of a buffer; with base NULL it only adds up. */
@@ -223,12 +222,6 @@ void fill_item(const kivi_step_item *from, kivi_cuda_item *item)
     item->out_type = (uint8_t)io->out.dtype;
 }
 
-/* Slabs that hold tokens [begin, end). */
-uint64_t slabs_between(uint64_t begin, uint64_t end)
-{
-    return end > begin ? (end + 127) / 128 - begin / 128 : 0;
-}
-
 void fill_tables(const kivi_step *step, pending *p)
 {
     kivi_cuda_item *items = (kivi_cuda_item *)p->tables;
@@ -239,8 +232,6 @@ void fill_tables(const kivi_step *step, pending *p)
     p->n_tasks = 0;
     for (size_t i = 0; i < step->n_items; i++) {
         const kivi_step_item *from = &step->items[i];
-        const uint64_t k = slabs_between(from->before.k_packed, from->after.k_packed);
-        const uint64_t v = slabs_between(from->before.v_packed, from->after.v_packed);
         const size_t n = pages_of(step, from);
 
         fill_item(from, &items[i]);
@@ -258,11 +249,6 @@ void fill_tables(const kivi_step *step, pending *p)
         n_pages += (uint32_t)n;
         if (from->io.n_new > p->max_new)
             p->max_new = (uint32_t)from->io.n_new;
-        if ((k && from->before.k_packed < from->before.n)
-            || (v && from->before.v_packed < from->before.n))
-            p->reads_windows = true;
-        if ((k > v ? k : v) > p->slabs)
-            p->slabs = (uint32_t)(k > v ? k : v);
     }
 }
 
@@ -412,6 +398,7 @@ cudaError_t wait_for_others(kivi_cuda_context *c, cudaStream_t stream, bool capt
 cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cudaStream_t stream)
 {
     kivi_cuda_step *s = &p->args;
+    kivi_cuda_append_plan append;
     cudaError_t code = cudaSuccess;
 
     s->partials = (float *)c->partials.memory;
@@ -424,6 +411,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
         code = cudaMemcpyAsync(c->staging.memory, p->staging, p->input_bytes, cudaMemcpyHostToDevice,
                                stream);
     }
+    append = kivi_cuda_plan_append(s, (kivi_cuda_item *)p->tables);
     if (p->table_bytes <= KIVI_CUDA_INLINE) {
         memcpy(s->in_place, p->tables, p->table_bytes);
     } else if (code == cudaSuccess) {
@@ -435,7 +423,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
     if (code == cudaSuccess && p->n_tasks)
         code = c->paths[step->layer].attend(s, stream);
     if (code == cudaSuccess && p->max_new)
-        code = kivi_cuda_append(s, p->slabs, p->reads_windows, stream);
+        code = kivi_cuda_append(s, &append, stream);
     if (code == cudaSuccess && !c->on_device && p->staging_bytes > p->input_bytes)
         code = cudaMemcpyAsync(p->staging + p->input_bytes,
                                (char *)c->staging.memory + p->input_bytes,

@@ -14,6 +14,7 @@
 #define KIVI_CUDA_ROWS 8u        /* query rows of a tile: what one tensor core product takes */
 #define KIVI_CUDA_UNIT 32u       /* tokens of a unit, the grain of the split over tokens */
 #define KIVI_CUDA_EDGE_COST 8u   /* cost of a unit of f16 rows, in units of codes */
+#define KIVI_CUDA_SLAB 128u      /* tokens that an append takes together; a page has whole slabs */
 #define KIVI_CUDA_NOT_BAD UINT64_MAX
 
 /* Bytes of tables that fit in a kernel's arguments, which have 4 KB, and 32764 bytes since CUDA 12.1. */
@@ -22,6 +23,11 @@
 #else
 #define KIVI_CUDA_INLINE 3328u
 #endif
+
+/* Slabs begin .. end - 1 of a sequence. */
+struct kivi_cuda_slabs {
+    uint32_t begin, end;
+};
 
 /* One item of a step. Strides count elements. */
 struct kivi_cuda_item {
@@ -39,6 +45,7 @@ struct kivi_cuda_item {
     uint32_t page; /* its first page in the table */
     uint32_t first_unit, n_units, n_cheap;
     uint32_t n_tiles, tasks_before;
+    kivi_cuda_slabs k_tiled, v_tiled; /* kivi_cuda_plan_append */
     uint8_t q_type, k_type, v_type, out_type; /* kivi_dtype */
 };
 
@@ -190,7 +197,7 @@ struct kivi_cuda_rows {
     uint32_t ring_length, dim, n_sink, type;
 };
 
-__device__ __forceinline__ kivi_cuda_rows kivi_cuda_key_rows(const kivi_cuda_step &s,
+__host__ __device__ __forceinline__ kivi_cuda_rows kivi_cuda_key_rows(const kivi_cuda_step &s,
                                                              const kivi_cuda_item &item,
                                                              uint32_t head)
 {
@@ -212,7 +219,7 @@ __device__ __forceinline__ kivi_cuda_rows kivi_cuda_key_rows(const kivi_cuda_ste
     return r;
 }
 
-__device__ __forceinline__ kivi_cuda_rows kivi_cuda_value_rows(const kivi_cuda_step &s,
+__host__ __device__ __forceinline__ kivi_cuda_rows kivi_cuda_value_rows(const kivi_cuda_step &s,
                                                                const kivi_cuda_item &item,
                                                                uint32_t head)
 {
@@ -262,7 +269,7 @@ __device__ __forceinline__ kivi_cuda_row kivi_cuda_find_row(const kivi_cuda_rows
 
 /* Whether every row of a token before `end` can be read as aligned f16: all but new tokens of another type
  * or stride. */
-__device__ __forceinline__ bool kivi_cuda_rows_are_f16(const kivi_cuda_rows &r, uint64_t end)
+__host__ __device__ __forceinline__ bool kivi_cuda_rows_are_f16(const kivi_cuda_rows &r, uint64_t end)
 {
     return end <= r.n_old
            || (r.type == KIVI_F16
