@@ -7,7 +7,8 @@
 
 #include "step.cuh"
 
-namespace {
+namespace
+{
 
 constexpr uint32_t SLAB = KIVI_CUDA_SLAB;
 
@@ -78,8 +79,8 @@ __device__ constexpr float threshold_of(int i)
 }
 
 /* Rows of the keys or the values of one kv head. */
-__device__ kivi_cuda_rows rows_of(const kivi_cuda_step &s, const kivi_cuda_item &item, uint32_t head,
-                                  bool is_value)
+__device__ kivi_cuda_rows rows_of(const kivi_cuda_step &s, const kivi_cuda_item &item,
+                                  uint32_t head, bool is_value)
 {
     return is_value ? kivi_cuda_value_rows(s, item, head) : kivi_cuda_key_rows(s, item, head);
 }
@@ -96,19 +97,21 @@ __device__ unsigned char *slab_blocks(const kivi_cuda_step &s, const kivi_cuda_i
            + (size_t)(slab % per_page * SLAB / l.tokens) * l.block_bytes;
 }
 
-/* The new rows of one head enter the ring, and the sinks: the share of thread `thread` of n_threads. */
+/* The new rows of one head enter the sinks and the ring, as far as they belong there: the share of thread
+ * `thread` of n_threads. */
 __device__ void store_rows(const kivi_cuda_step &s, const kivi_cuda_rows &rows, uint32_t index,
                            bool is_value, uint32_t thread, uint32_t n_threads)
 {
     const uint64_t oldest = rows.n > rows.ring_length ? rows.n - rows.ring_length : 0;
     const uint64_t in_sink = rows.n < rows.n_sink ? rows.n : rows.n_sink;
-    const uint64_t begin = rows.n_old < in_sink || rows.n_old > oldest ? rows.n_old : oldest;
-    const uint32_t per_row = rows.dim / 8;
-    const uint64_t n = (rows.n - begin) * per_row;
+    const uint32_t n_sinks = in_sink > rows.n_old ? (uint32_t)(in_sink - rows.n_old) : 0;
+    const uint64_t after = rows.n_old + n_sinks, begin = oldest > after ? oldest : after;
+    const uint32_t oldest_at = (uint32_t)(oldest % rows.ring_length), per_row = rows.dim / 8;
+    const uint32_t n = (n_sinks + (uint32_t)(rows.n - begin)) * per_row;
 
-    for (uint64_t i = thread; i < n; i += n_threads) {
-        const uint64_t token = begin + i / per_row;
-        const uint32_t c = (uint32_t)(i % per_row) * 8;
+    for (uint32_t i = thread; i < n; i += n_threads) {
+        const uint32_t row = i / per_row, c = i % per_row * 8;
+        const uint64_t token = row < n_sinks ? rows.n_old + row : begin + (row - n_sinks);
         const int64_t at = (int64_t)(token - rows.n_old) * rows.fresh_token + rows.fresh_at + c;
         bool finite = true;
         const uint4 x = kivi_cuda_load8(rows.fresh, rows.type, at, &finite);
@@ -117,8 +120,14 @@ __device__ void store_rows(const kivi_cuda_step &s, const kivi_cuda_rows &rows, 
             kivi_cuda_report(s, index, (uint32_t)(token - rows.n_old), is_value ? 2 : 1);
         if (token < rows.n_sink)
             *(uint4 *)((__half *)rows.sink + token * rows.dim + c) = x;
-        if (token >= oldest)
-            *(uint4 *)((__half *)rows.ring + token % rows.ring_length * rows.dim + c) = x;
+        if (token >= oldest) {
+            const uint32_t slot = oldest_at + (uint32_t)(token - oldest);
+
+            *(uint4 *)((__half *)rows.ring
+                       + (size_t)(slot < rows.ring_length ? slot : slot - rows.ring_length)
+                             * rows.dim
+                       + c) = x;
+        }
     }
 }
 

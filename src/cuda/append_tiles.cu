@@ -7,17 +7,13 @@
 #include "kernels.cuh"
 #include "mma.cuh"
 
-namespace {
+namespace
+{
 
-#ifndef X_WARPS
-#define X_WARPS 4
-#endif
-#ifndef X_BLOCKS
-#define X_BLOCKS 8
-#endif
-constexpr uint32_t WARPS = X_WARPS, THREADS = 32 * WARPS, PER_SM = X_BLOCKS;
+constexpr uint32_t WARPS = 8, THREADS = 32 * WARPS,
+                   PER_SM = 4;                 /* smaller blocks start too slowly */
 constexpr uint32_t TOKENS = 32, CHANNELS = 64; /* of a tile */
-constexpr uint32_t STORING = 4;                /* blocks that store the newest rows of a head */
+constexpr uint32_t STORING = 4; /* blocks for the newest rows of a head: less, and they end last */
 
 struct tile {
     const __half *rows; /* its first number, and the stride of tokens */
@@ -30,7 +26,8 @@ struct tile {
 
 /* Ends of what the lane has of its groups, by pairs: of channels 2 j and 2 j + 1, or of tokens. A NaN stays. */
 template <bool is_value>
-__device__ __forceinline__ void find_ends(const kivi_cuda_half8 x[8], __half2 low[4], __half2 high[4])
+__device__ __forceinline__ void find_ends(const kivi_cuda_half8 x[8], __half2 low[4],
+                                          __half2 high[4])
 {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
@@ -50,9 +47,9 @@ __device__ __forceinline__ void find_ends(const kivi_cuda_half8 x[8], __half2 lo
         low[j] = is_value ? __hmin2_nan(__lows2half2(least[0], least[1]),
                                         __highs2half2(least[0], least[1]))
                           : least[0];
-        high[j] = is_value ? __hmax2_nan(__lows2half2(most[0], most[1]),
-                                         __highs2half2(most[0], most[1]))
-                           : most[0];
+        high[j] = is_value
+                      ? __hmax2_nan(__lows2half2(most[0], most[1]), __highs2half2(most[0], most[1]))
+                      : most[0];
     }
 }
 
@@ -146,9 +143,8 @@ __device__ __forceinline__ uint32_t place_codes(uint32_t word, uint32_t x, const
 template <uint32_t bits> __device__ __forceinline__ uint32_t find_codes(uint32_t x, const uint4 &f)
 {
     const __half2 above = __hsub2(kivi_cuda_half2(x), kivi_cuda_half2(f.x));
-    const __half2 quotient =
-        __floats2half2_rn(__low2float(above) * __uint_as_float(f.z),
-                          __high2float(above) * __uint_as_float(f.w));
+    const __half2 quotient = __floats2half2_rn(__low2float(above) * __uint_as_float(f.z),
+                                               __high2float(above) * __uint_as_float(f.w));
     const __half2 levels = __float2half2_rn((float)((1u << bits) - 1u));
 
     return kivi_cuda_bits(__hadd2(__hmin2(quotient, levels), __float2half2_rn(1024.0f)));
@@ -176,8 +172,7 @@ __device__ __forceinline__ void weave(const uint32_t codes[4], uint32_t lane, ui
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         const uint32_t mine = odd ? codes[j + 2] : codes[j];
-        const uint32_t other =
-            __shfl_xor_sync(UINT32_MAX, odd ? codes[j] : codes[j + 2], partner);
+        const uint32_t other = __shfl_xor_sync(UINT32_MAX, odd ? codes[j] : codes[j + 2], partner);
         const uint32_t first = odd ? other : mine, second = odd ? mine : other;
         const uint32_t low = (first & 0x0f0f0f0fu) | (second << 4 & 0xf0f0f0f0u);
         const uint32_t high = (first >> 4 & 0x0f0f0f0fu) | (second & 0xf0f0f0f0u);
@@ -213,10 +208,11 @@ __device__ __forceinline__ void pack_2_bits(const kivi_cuda_half8 x[8], const ui
     weave<is_value>(half, lane, words);
 }
 
-/* 4 and 8 bits: words of tokens `first` .. `first` + 3 in the lane's channels 4 w to 4 w + 3, or, at 4 bits, in all. */
+/* 4 and 8 bits: a word of each of the lane's tokens `first` .. `first` + 3. At 4 bits it has all the lane's
+ * channels, at 8 those from 4 w on. */
 template <uint32_t bits>
-__device__ __forceinline__ uint4 pack_keys(const kivi_cuda_half8 x[8], const uint4 *finders, int first,
-                                           int w)
+__device__ __forceinline__ uint4 pack_keys(const kivi_cuda_half8 x[8], const uint4 *finders,
+                                           int first, int w)
 {
     uint32_t words[4];
 
@@ -235,7 +231,8 @@ __device__ __forceinline__ uint4 pack_keys(const kivi_cuda_half8 x[8], const uin
     return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-/* 4 and 8 bits: words of the lane's channels, eight, in its tokens 4 w .. 4 w + 3, or, at 4 bits, in all. */
+/* 4 and 8 bits: a word of each of the lane's channels. At 4 bits it has all the lane's tokens, at 8 those from
+ * 4 w on. */
 template <uint32_t bits>
 __device__ __forceinline__ void pack_values(const kivi_cuda_half8 x[8], const uint4 *finders, int w,
                                             uint32_t words[8])
@@ -270,8 +267,8 @@ __device__ __forceinline__ void pack_values(const kivi_cuda_half8 x[8], const ui
 
 /* Packs the lane's part of a tile. */
 template <uint32_t bits, bool is_value>
-__device__ __forceinline__ void pack(const kivi_layout &l, const tile &to, const kivi_cuda_half8 x[8],
-                                     const uint4 *finders)
+__device__ __forceinline__ void pack(const kivi_layout &l, const tile &to,
+                                     const kivi_cuda_half8 x[8], const uint4 *finders)
 {
     constexpr uint32_t n = 32 / bits;
     const uint32_t lane = kivi_cuda_lane(), r = lane / 8, c = lane % 8;
@@ -303,8 +300,8 @@ __device__ __forceinline__ void pack(const kivi_layout &l, const tile &to, const
 
 /* ------------------------------------------------------------------------- tiles */
 
-/* A tile with a range beyond f16, or with a number that is not finite, which is reported as of token `token` and
- * later ones: rare, so by the rule as it is written. `ranges` is shared memory for its 64 groups. */
+/* A tile with a range beyond f16, or a number that is not finite, which is reported (`token` is the tile's first
+ * in the call): rare, so by the rule as it is written. `ranges` is shared memory for its 64 groups. */
 __device__ __noinline__ void quantize_rarely(const kivi_cuda_step &s, const kivi_layout &l,
                                              const tile &to, range *ranges, bool is_value,
                                              uint32_t index, uint32_t token)
@@ -345,14 +342,16 @@ __device__ __noinline__ void quantize_rarely(const kivi_cuda_step &s, const kivi
                             (float)((1u << l.bits) - 1u))
                     << code_shift(l.bits, i);
         }
-        ((uint32_t *)to.block)[is_value ? t / n * l.dim_pad + to.c0 + c
-                                        : (to.c0 + c) / n * KIVI_TILE + t] = word;
+        ((uint32_t *)
+             to.block)[is_value ? t / n * l.dim_pad + to.c0 + c : (to.c0 + c) / n * KIVI_TILE + t] =
+            word;
     }
 }
 
 /* False, and nothing is done, if a number is not finite or a range is beyond f16. */
 template <uint32_t bits, bool is_value>
-__device__ __forceinline__ bool quantize_tile(const kivi_layout &l, const tile &to, uint4 shared[32])
+__device__ __forceinline__ bool quantize_tile(const kivi_layout &l, const tile &to,
+                                              uint4 shared[32])
 {
     constexpr uint32_t bit = is_value ? 1 : 8; /* for share_ends */
     const uint32_t lane = kivi_cuda_lane(), r = lane / 8, c = lane % 8;
@@ -363,7 +362,7 @@ __device__ __forceinline__ bool quantize_tile(const kivi_layout &l, const tile &
 
 #pragma unroll
     for (int i = 0; i < 8; i++)
-        x[i].vector = *(const uint4 *)(row + i * to.stride);
+        x[i].vector = __ldcs((const uint4 *)(row + i * to.stride));
     find_ends<is_value>(x, low, high);
     share_ends(low, high, lane, bit);
 
@@ -388,47 +387,61 @@ __device__ __forceinline__ bool quantize_tile(const kivi_layout &l, const tile &
     return true;
 }
 
-/* Grid: (blocks that store, then tiles; keys and values of each head; items). */
+/* Grid: (keys and values of each head, so that a token's rows are read together: blocks that store first, then
+ * tiles, eight to a block; items). */
 __global__ void __launch_bounds__(THREADS, PER_SM)
     append_tiles(const __grid_constant__ kivi_cuda_step s)
 {
     __shared__ uint4 shared[WARPS][32];
-    const uint32_t head = blockIdx.y / 2, index = blockIdx.z, warp = threadIdx.x / 32;
-    const bool is_value = blockIdx.y % 2;
+    const uint32_t sides = 2 * s.n_kv_heads, side = blockIdx.x % sides, part = blockIdx.x / sides;
+    const uint32_t head = side / 2, index = blockIdx.y, warp = threadIdx.x / 32;
+    const bool is_value = side % 2;
     const kivi_layout &l = is_value ? s.v : s.k;
     const kivi_cuda_item &item = kivi_cuda_items(s)[index];
 
-    kivi_cuda_wait_for_stream();
-    if (item.n_new == 0 || (s.gate && *s.gate != KIVI_CUDA_NOT_BAD))
-        return;
+    if (s.tables) /* may still be on their way */
+        kivi_cuda_wait_for_stream();
 
     const kivi_cuda_rows rows = rows_of(s, item, head, is_value);
-
-    if (blockIdx.x < STORING) {
-        store_rows(s, rows, index, is_value, blockIdx.x * THREADS + threadIdx.x, STORING * THREADS);
-        return;
-    }
-
     const kivi_cuda_slabs slabs = is_value ? item.v_tiled : item.k_tiled;
-    const uint32_t number = (blockIdx.x - STORING) * WARPS + warp, per_row = l.dim / CHANNELS;
-    const uint32_t at = number / per_row, slab = slabs.begin + at / (SLAB / TOKENS);
-    const uint64_t token = (uint64_t)slab * SLAB + at % (SLAB / TOKENS) * TOKENS - rows.n_old;
+    const uint32_t number = (part - STORING) * WARPS + warp, per_row = max(l.dim / CHANNELS, 1u);
+    const uint32_t block = number / per_row, in_slab = block % (SLAB / TOKENS);
+    const uint32_t slab = slabs.begin + block / (SLAB / TOKENS);
+    const uint64_t token = (uint64_t)slab * SLAB + in_slab * TOKENS - rows.n_old;
+    const bool stores = part < STORING, has_tile = !stores && slab < slabs.end;
     bool done;
     tile to;
 
-    if (slab >= slabs.end)
-        return;
     to.c0 = number % per_row * CHANNELS;
     to.stride = rows.fresh_token;
     to.rows = (const __half *)rows.fresh + rows.fresh_at + (int64_t)token * to.stride + to.c0;
-    to.block = slab_blocks(s, item, head, is_value, slab) + at % (SLAB / TOKENS) * l.block_bytes;
+    if (has_tile)
+        to.block = slab_blocks(s, item, head, is_value, slab) + in_slab * l.block_bytes;
+    kivi_cuda_wait_for_stream();
+    if (item.n_new == 0 || (s.gate && *s.gate != KIVI_CUDA_NOT_BAD))
+        return;
+    if (stores)
+        store_rows(s, rows, index, is_value, part * THREADS + threadIdx.x, STORING * THREADS);
+    if (!has_tile)
+        return;
     switch (l.bits + is_value) {
-    case 2: done = quantize_tile<2, false>(l, to, shared[warp]); break;
-    case 3: done = quantize_tile<2, true>(l, to, shared[warp]); break;
-    case 4: done = quantize_tile<4, false>(l, to, shared[warp]); break;
-    case 5: done = quantize_tile<4, true>(l, to, shared[warp]); break;
-    case 8: done = quantize_tile<8, false>(l, to, shared[warp]); break;
-    default: done = quantize_tile<8, true>(l, to, shared[warp]);
+    case 2:
+        done = quantize_tile<2, false>(l, to, shared[warp]);
+        break;
+    case 3:
+        done = quantize_tile<2, true>(l, to, shared[warp]);
+        break;
+    case 4:
+        done = quantize_tile<4, false>(l, to, shared[warp]);
+        break;
+    case 5:
+        done = quantize_tile<4, true>(l, to, shared[warp]);
+        break;
+    case 8:
+        done = quantize_tile<8, false>(l, to, shared[warp]);
+        break;
+    default:
+        done = quantize_tile<8, true>(l, to, shared[warp]);
     }
     if (!done)
         quantize_rarely(s, l, to, (range *)shared[warp], is_value, index, (uint32_t)token);
@@ -445,9 +458,8 @@ cudaError_t kivi_cuda_append_tiles(const kivi_cuda_step *step, uint32_t slabs, c
 {
     const uint32_t dim = step->k.dim > step->v.dim ? step->k.dim : step->v.dim;
     const uint32_t tiles = slabs * (SLAB / TOKENS) * (dim / CHANNELS);
+    const uint32_t parts = STORING + (tiles + WARPS - 1) / WARPS;
+    const dim3 grid(parts * 2 * step->n_kv_heads, step->n_items);
 
-    return kivi_cuda_launch(append_tiles,
-                            dim3(STORING + (tiles + WARPS - 1) / WARPS, 2 * step->n_kv_heads,
-                                 step->n_items),
-                            THREADS, 0, stream, step->overlap, *step);
+    return kivi_cuda_launch(append_tiles, grid, THREADS, 0, stream, step->overlap, *step);
 }

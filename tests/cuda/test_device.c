@@ -14,6 +14,7 @@
 #include "support/accuracy.h"
 #include "support/buffer.h"
 #include "support/contents.h"
+#include "support/numbers.h"
 #include "support/random.h"
 #include "support/session.h"
 #include "support/suite.h"
@@ -63,12 +64,8 @@ static void array_free(struct array *a)
     cuda_ok(cudaFree(a->device));
 }
 
-static void twins_open(struct twins *t, uint32_t kv_heads, uint32_t dim, uint32_t bits)
+static void twins_configure(struct twins *t, uint32_t kv_heads, uint32_t dim, uint32_t bits)
 {
-    kivi_config host;
-    kivi_error error;
-    uint32_t i;
-
     memset(t, 0, sizeof *t);
     kivi_config_init(&t->config);
     t->config.n_layers = 2;
@@ -79,7 +76,15 @@ static void twins_open(struct twins *t, uint32_t kv_heads, uint32_t dim, uint32_
     t->config.n_threads = 1;
     t->config.backend = "cuda";
     t->config.memory = KIVI_MEMORY_DEVICE;
-    host = t->config;
+    t->rng.state = test_seed(0xd0 + dim + bits);
+}
+
+static void twins_create(struct twins *t)
+{
+    kivi_config host = t->config;
+    kivi_error error;
+    uint32_t i;
+
     host.backend = "scalar";
     host.memory = KIVI_MEMORY_HOST;
     session_ok(kivi_cache_create(&t->config, &t->device, &error), &error);
@@ -88,8 +93,13 @@ static void twins_open(struct twins *t, uint32_t kv_heads, uint32_t dim, uint32_
         session_ok(kivi_seq_create(t->device, &t->on_device[i], &error), &error);
         session_ok(kivi_seq_create(t->host, &t->on_host[i], &error), &error);
     }
-    t->rng.state = test_seed(0xd0 + dim + bits);
     cuda_ok(cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking));
+}
+
+static void twins_open(struct twins *t, uint32_t kv_heads, uint32_t dim, uint32_t bits)
+{
+    twins_configure(t, kv_heads, dim, bits);
+    twins_create(t);
 }
 
 static void twins_close(struct twins *t)
@@ -133,8 +143,7 @@ static void check_rows_near(const float *got, const float *wanted, size_t rows, 
             length += x * x;
         }
         ck_assert_msg(sqrt(error) <= ROUNDING * sqrt(length) + 4 * 0x1p-24 * sqrt((double)n),
-                      "%s: row %zu is off by %g of its length",
-                      what, r, sqrt(error / length));
+                      "%s: row %zu is off by %g of its length", what, r, sqrt(error / length));
     }
 }
 
@@ -215,7 +224,8 @@ static void end_call(struct call *c, const char *what)
 
 static const struct {
     uint32_t kv_heads, dim, bits;
-} shapes[] = {{2, 128, 2}, {8, 128, 2}, {1, 64, 2}, {2, 128, 4}, {2, 128, 8}, {2, 80, 2}, {4, 96, 16}};
+} shapes[] = {{2, 128, 2}, {8, 128, 2}, {1, 64, 2}, {2, 128, 4},
+              {2, 128, 8}, {2, 80, 2},  {4, 96, 16}};
 
 START_TEST(steps_do_not_wait)
 {
@@ -310,7 +320,8 @@ START_TEST(million_tokens)
         struct array k = array_new(&t.rng, chunk * 64), v = array_new(&t.rng, chunk * 64);
         kivi_error error;
 
-        session_ok(kivi_append(t.device, 0, t.on_device[0], chunk, (kivi_in){k.device, KIVI_F32, 0, 0},
+        session_ok(kivi_append(t.device, 0, t.on_device[0], chunk,
+                               (kivi_in){k.device, KIVI_F32, 0, 0},
                                (kivi_in){v.device, KIVI_F32, 0, 0}, &error),
                    &error);
         session_ok(kivi_append(t.host, 0, t.on_host[0], chunk, (kivi_in){k.host, KIVI_F32, 0, 0},
@@ -327,7 +338,164 @@ START_TEST(million_tokens)
 }
 END_TEST
 
+/* ------------------------------------------------------------------ prompts */
+
+/* Tokens of new f16 rows; the token's stride is `gap` numbers more than its row. */
+static const struct prompt_shape {
+    uint32_t kv_heads, dim, k_bits, v_bits, sinks, gap;
+    uint64_t tokens[4]; /* of the first sequence in each call; the others take fewer */
+} prompts[] = {
+    {2, 128, 2, 2, 0, 0, {1024, 700, 1, 1300}}, {1, 64, 2, 4, 0, 8, {1000, 129, 511, 600}},
+    {2, 128, 4, 2, 5, 0, {130, 1000, 3, 640}},  {1, 192, 8, 8, 0, 16, {900, 383, 384, 257}},
+    {2, 256, 8, 2, 130, 0, {640, 640, 1, 1}},   {2, 128, 16, 4, 0, 0, {640, 500, 300, 1}},
+    {1, 128, 4, 8, 0, 3, {640, 500, 300, 1}}, /* rows are not aligned */
+    {2, 80, 2, 2, 0, 0, {640, 500, 300, 1}},
+};
+
+/* f16 rows of all sequences, on both sides. */
+struct f16_array {
+    uint16_t *host, *device;
+    size_t bytes;
+};
+
+/* With what is rare: groups that are constant, of signed zeros, of a few subnormals, and, if `wide`, beyond
+ * f16. */
+static struct f16_array f16_rows(struct rng *rng, uint64_t tokens, uint32_t row, uint32_t stride,
+                                 int wide)
+{
+    struct f16_array a = {NULL, NULL, (size_t)tokens * stride * 2};
+    uint64_t t;
+    uint32_t c;
+
+    a.host = malloc(a.bytes);
+    ck_assert_ptr_nonnull(a.host);
+    for (t = 0; t < tokens; t++)
+        for (c = 0; c < stride; c++) {
+            double x = rng_normal(rng);
+
+            if (c % 64 == 3)
+                x = 30 + 10 * x;
+            else if (c == 5 || t % 100 == 50)
+                x = 0.3;
+            else if (c == 6 || t % 100 == 51)
+                x = (double)((t + c) % 4) * 0x1p-24;
+            else if (c == 7 || t % 100 == 52)
+                x = (t + c) % 3 ? 0.0 : -0.0;
+            else if (wide && (c == row - 1 || t == 300))
+                x = (t + c) % 2 ? 65504 - 100 * fabs(x) : -60000 + 50 * x;
+            a.host[t * stride + c] = number_to_f16(x);
+        }
+    cuda_ok(cudaMalloc((void **)&a.device, a.bytes));
+    return a;
+}
+
+static void f16_free(struct f16_array *a)
+{
+    free(a->host);
+    cuda_ok(cudaFree(a->device));
+}
+
+static void append_f16(const struct twins *t, struct f16_array *k, struct f16_array *v,
+                       uint32_t stride, uint64_t n)
+{
+    kivi_item on_device[SEQS], on_host[SEQS];
+    kivi_attention attention;
+    kivi_error error;
+    uint32_t i;
+
+    kivi_attention_init(&attention);
+    cuda_ok(cudaMemcpy(k->device, k->host, k->bytes, cudaMemcpyHostToDevice));
+    cuda_ok(cudaMemcpy(v->device, v->host, v->bytes, cudaMemcpyHostToDevice));
+    cuda_ok(cudaDeviceSynchronize());
+    for (i = 0; i < SEQS; i++) {
+        const kivi_item item = {
+            .seq = t->on_host[i],
+            .n_new = i == 0 ? n : (n + 1) / (2 * i),
+            .k = {k->host, KIVI_F16, stride, 0},
+            .v = {v->host, KIVI_F16, stride, 0},
+            .q_position = KIVI_NEWEST,
+        };
+
+        on_host[i] = on_device[i] = item;
+        on_device[i].seq = t->on_device[i];
+        on_device[i].k.data = k->device;
+        on_device[i].v.data = v->device;
+    }
+    session_ok(kivi_run(t->host, 0, on_host, SEQS, &attention, &error), &error);
+    attention.stream = t->stream;
+    session_ok(kivi_run(t->device, 0, on_device, SEQS, &attention, &error), &error);
+    cuda_ok(cudaDeviceSynchronize());
+}
+
+/* Prompts one after the other on the same sequences. */
+START_TEST(prompts_of_f16)
+{
+    const struct prompt_shape *shape = &prompts[_i / 2];
+    const uint32_t row = shape->kv_heads * shape->dim, stride = row + shape->gap;
+    struct twins t;
+    uint32_t i;
+
+    twins_configure(&t, shape->kv_heads, shape->dim, shape->k_bits);
+    t.config.v_bits = shape->v_bits;
+    t.config.n_sink = shape->sinks;
+    twins_create(&t);
+    for (i = 0; i < 4; i++) {
+        struct f16_array k = f16_rows(&t.rng, shape->tokens[i], row, stride, _i % 2);
+        struct f16_array v = f16_rows(&t.rng, shape->tokens[i], row, stride, _i % 2);
+
+        append_f16(&t, &k, &v, stride, shape->tokens[i]);
+        check_contents(&t, "prompt");
+        f16_free(&k);
+        f16_free(&v);
+    }
+    twins_close(&t);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- failures */
+
+/* In a prompt, a number that is not finite counts as the nearest that is, and NaN as 0. */
+START_TEST(not_finite_in_a_prompt)
+{
+    static const uint16_t bad[] = {0x7e00, 0x7c00, 0xfc00}, instead[] = {0, 0x7bff, 0xfbff};
+    const uint64_t n = 1024, at = 333;
+    const uint32_t bits = 2u << _i / 6, which = (uint32_t)_i % 2, what = (uint32_t)_i / 2 % 3;
+    struct twins t;
+    struct f16_array rows[2];
+    char message[64];
+    uint16_t *x;
+    kivi_in in;
+    kivi_error error;
+    uint32_t i;
+
+    twins_open(&t, 2, 128, bits);
+    for (i = 0; i < 2; i++)
+        rows[i] = f16_rows(&t.rng, n, 256, 256, 0);
+    x = &rows[which].host[at * 256 + 200];
+    *x = bad[what];
+    for (i = 0; i < 2; i++)
+        cuda_ok(cudaMemcpy(rows[i].device, rows[i].host, rows[i].bytes, cudaMemcpyHostToDevice));
+    cuda_ok(cudaDeviceSynchronize());
+    session_ok(kivi_append(t.device, 0, t.on_device[0], n,
+                           (kivi_in){rows[0].device, KIVI_F16, 0, 0},
+                           (kivi_in){rows[1].device, KIVI_F16, 0, 0}, &error),
+               &error);
+    cuda_ok(cudaDeviceSynchronize());
+    in = (kivi_in){rows[1 - which].device, KIVI_F16, 0, 0};
+    ck_assert_int_eq(kivi_append(t.device, 0, t.on_device[0], 1, in, in, &error),
+                     KIVI_ERROR_NOT_FINITE);
+    snprintf(message, sizeof message, "items[0].%s: token %u", which ? "v" : "k", (unsigned)at);
+    ck_assert_ptr_nonnull(strstr(error.message, message));
+    *x = instead[what];
+    session_ok(kivi_append(t.host, 0, t.on_host[0], n, (kivi_in){rows[0].host, KIVI_F16, 0, 0},
+                           (kivi_in){rows[1].host, KIVI_F16, 0, 0}, &error),
+               &error);
+    check_contents(&t, "not finite");
+    for (i = 0; i < 2; i++)
+        f16_free(&rows[i]);
+    twins_close(&t);
+}
+END_TEST
 
 /* What is not finite in device memory is found later: by the next call, which then does nothing. */
 START_TEST(not_finite_is_told_later)
@@ -437,7 +605,8 @@ START_TEST(out_of_memory)
     ck_assert_int_eq(status, KIVI_ERROR_MEMORY);
     ck_assert_int_eq(kivi_seq_length(t.device, t.on_device[0], 0, &after, NULL), KIVI_OK);
     ck_assert_uint_eq(before, after);
-    ck_assert_int_eq(cudaGetLastError(), cudaSuccess); /* nothing is left for the host application */
+    ck_assert_int_eq(cudaGetLastError(),
+                     cudaSuccess); /* nothing is left for the host application */
     while (n_hogs > 0)
         cuda_ok(cudaFree(hogs[--n_hogs]));
     check_contents(&t, "after the failure");
@@ -518,19 +687,25 @@ int main(void)
 {
     Suite *suite = suite_create("device");
     TCase *steps = tcase_create("steps"), *failures = tcase_create("failures");
+    TCase *prompts_case = tcase_create("prompts");
 
     tcase_set_timeout(steps, 1200);
+    tcase_set_timeout(prompts_case, 1200);
     tcase_set_timeout(failures, 1200);
     tcase_add_loop_test(steps, steps_do_not_wait, 0, (int)(sizeof shapes / sizeof *shapes));
     tcase_add_test(steps, streams_keep_order);
     tcase_add_test(steps, step_in_a_graph);
     tcase_add_test(steps, saved_and_loaded);
+    tcase_add_loop_test(prompts_case, prompts_of_f16, 0,
+                        2 * (int)(sizeof prompts / sizeof *prompts));
+    tcase_add_loop_test(prompts_case, not_finite_in_a_prompt, 0, 18);
     tcase_add_test(steps, million_tokens);
     tcase_add_test(failures, not_finite_is_told_later);
     tcase_add_test(failures, refused);
     tcase_add_test(failures, budget_holds);
     tcase_add_test(failures, out_of_memory);
     suite_add_tcase(suite, steps);
+    suite_add_tcase(suite, prompts_case);
     suite_add_tcase(suite, failures);
     return test_main(suite);
 }
