@@ -37,11 +37,13 @@ for stage; do
             run "$stage $test" compute-sanitizer --tool "$stage" --error-exitcode 9 \
                 "$build/tests/cuda/test_cuda_$test"
         done
-        CK_RUN_CASE=steps run "$stage device" compute-sanitizer --tool "$stage" --error-exitcode 9 \
-            "$build/tests/cuda/test_cuda_device" ;;
+        for case in prompts steps; do
+            CK_RUN_CASE=$case run "$stage device $case" compute-sanitizer --tool "$stage" \
+                --error-exitcode 9 "$build/tests/cuda/test_cuda_device"
+        done ;;
     bench)
         "$build/bench/kivi-bench" decode --backend cuda --bits 2
-        "$build/bench/kivi-bench" append --backend cuda --kv-heads 8,32 --bits 4,2 ;;
+        "$build/bench/kivi-bench" append --backend cuda --kv-heads 8,32 --bits 2,4,8,16 ;;
     *)
         echo "unknown stage $stage"
         status=1 ;;
