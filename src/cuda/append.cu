@@ -514,11 +514,12 @@ uint64_t slabs_below(uint64_t end)
 /*
  * Who quantizes what. Slabs of new rows alone, all of whose tokens leave the window in this step, go to
  * append_tiles.cu if rows and groups fit its tiles; slabs with a token of the window or with sinks, and those
- * that the packed tokens end in, are left to the kernel above. Both ends of a prompt may be such.
+ * that the packed tokens end in, are left to the kernel above. Both ends of a prompt may be such. A step of a
+ * few tokens, most of decoding, is one for append_tokens.cu.
  */
 kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cuda_item *items)
 {
-    kivi_cuda_append_plan plan = {0, 0, false};
+    kivi_cuda_append_plan plan = {0, 0, false, true};
 
     for (uint32_t i = 0; i < step->n_items; i++)
         for (uint32_t is_value = 0; is_value < 2; is_value++) {
@@ -544,6 +545,10 @@ kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cud
             plan.tiled = plan.tiled > tiled.end - tiled.begin ? plan.tiled : tiled.end - tiled.begin;
             plan.others = plan.others > others ? plan.others : others;
             plan.read_windows = plan.read_windows || (others && rows.packed < rows.n_old);
+            plan.few = plan.few && item->n_new <= KIVI_CUDA_FEW
+                       && (!all
+                           || (is_value && step->v.bits < 16 && end <= rows.n_old
+                               && end - rows.packed <= KIVI_CUDA_FEW));
         }
     return plan;
 }
@@ -557,6 +562,8 @@ cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_
     const uint32_t blocks = few && at_once ? 1 : plan->others;
     cudaError_t status = cudaSuccess;
 
+    if (plan->few)
+        return kivi_cuda_append_tokens(step, stream);
     if (plan->others || at_once)
         status = kivi_cuda_launch(append, grid(step, blocks), THREADS, 0, stream, step->overlap,
                                   *step, true, at_once);

@@ -45,6 +45,7 @@ kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, int *
 struct kivi_cuda_append_plan {
     uint32_t tiled, others;
     bool read_windows; /* whether the others read rows of a window */
+    bool few;          /* it is one for append_tokens.cu */
 };
 
 /* Decides; notes in the items, which are complete, what is tiled. */
@@ -54,7 +55,11 @@ kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cud
 cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan,
                              cudaStream_t stream);
 
-/* append_tiles.cu, for the former: whether it knows the layout; at most `slabs` for a kv head, and all new rows
+/* append_tokens.cu: no keys leave the window, and at most so many values, no more than tokens that are new. */
+#define KIVI_CUDA_FEW 8u
+cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, cudaStream_t stream);
+
+/* append_tiles.cu, for what is tiled: whether it knows the layout; at most `slabs` for a kv head, and all new rows
  * stored. */
 bool kivi_cuda_fits_tiles(const kivi_layout *l);
 cudaError_t kivi_cuda_append_tiles(const kivi_cuda_step *step, uint32_t slabs, cudaStream_t stream);
