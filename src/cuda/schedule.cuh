@@ -239,7 +239,7 @@ __device__ __forceinline__ uint32_t kivi_cuda_arrive(uint32_t *arrivals)
     return before;
 }
 
-/* Merges the partial results of all parts into `result`, in shared memory, 32 parts at a time: a warp finds
+/* Merges the partial results of all parts into `result`, in shared memory, 64 parts at a time: a warp finds
  * what the parts of a row count, then all threads add their outputs. If the tile has few rows, several threads
  * share the parts of a quad: number i / (n_rows * quads) of them adds to quad i of `result`. */
 __device__ __forceinline__ void kivi_cuda_merge_parts(const kivi_cuda_step &s,
@@ -250,24 +250,37 @@ __device__ __forceinline__ void kivi_cuda_merge_parts(const kivi_cuda_step &s,
     const uint32_t quads = width / 4, lane = threadIdx.x % 32, n_warps = blockDim.x / 32;
     const size_t size = kivi_cuda_partial_floats(width);
     float *units = result + KIVI_CUDA_ROWS * width, *sums = units + KIVI_CUDA_ROWS;
-    __shared__ float weight[KIVI_CUDA_ROWS][32], keep[KIVI_CUDA_ROWS];
+    __shared__ float weight[KIVI_CUDA_ROWS][64], keep[KIVI_CUDA_ROWS];
 
-    for (uint32_t from = 0; from < n_parts; from += 32) {
-        const uint32_t n = n_parts - from < 32 ? n_parts - from : 32;
+    for (uint32_t from = 0; from < n_parts; from += 64) {
+        const uint32_t n = n_parts - from < 64 ? n_parts - from : 64;
 
         __syncthreads();
         for (uint32_t row = threadIdx.x / 32; row < n_rows; row += n_warps) {
-            const float *p = kivi_cuda_partial(s, g, from + (lane < n ? lane : 0), size)
-                             + KIVI_CUDA_ROWS * width + row;
-            const float unit = __ldcg(p), sum = lane < n ? __ldcg(p + KIVI_CUDA_ROWS) : 0.0f;
             const float old = from && sums[row] > 0 ? units[row] : -INFINITY;
-            float max = sum > 0 ? unit : -INFINITY, total;
+            float unit[2], sum[2], max = old, total = 0;
 
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++) {
+                const uint32_t j = lane + 32 * i;
+                const float *p = kivi_cuda_partial(s, g, from + (j < n ? j : 0), size)
+                                 + KIVI_CUDA_ROWS * width + row;
+
+                unit[i] = __ldcg(p);
+                sum[i] = j < n ? __ldcg(p + KIVI_CUDA_ROWS) : 0.0f;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++)
+                max = sum[i] > 0 ? fmaxf(max, unit[i]) : max;
             for (int i = 16; i > 0; i /= 2)
                 max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
-            max = fmaxf(max, old);
-            weight[row][lane] = sum > 0 ? exp2f(unit - max) : 0.0f;
-            total = sum * weight[row][lane];
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++) {
+                const float f = sum[i] > 0 ? exp2f(unit[i] - max) : 0.0f;
+
+                weight[row][lane + 32 * i] = f;
+                total += sum[i] * f;
+            }
             for (int i = 16; i > 0; i /= 2)
                 total += __shfl_xor_sync(0xffffffffu, total, i);
             __syncwarp();
