@@ -21,6 +21,14 @@ template <int D> struct kivi_cuda_queries {
     float factor[KIVI_CUDA_ROWS]; /* 2^-x of each row */
 };
 
+/* A token's place in unit u; beyond it, the nearest end. */
+__device__ __forceinline__ uint32_t kivi_cuda_in_unit(uint32_t u, uint64_t token)
+{
+    const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
+
+    return token < unit ? 0 : token - unit < KIVI_CUDA_UNIT ? (uint32_t)(token - unit) : KIVI_CUDA_UNIT;
+}
+
 template <int D, int KB, int VB> struct kivi_cuda_fast {
     static constexpr int KN = 32 / KB, VN = 32 / VB; /* codes of a word */
     static constexpr int KW = D / KN / 4;            /* words of a token that a lane holds */
@@ -149,23 +157,14 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
         for (int j = 0; j < 2; j++) {
             const uint64_t last = kivi_cuda_position(s, item, tile, 2 * t + j);
             const uint32_t begin =
-                in_unit(u, s.window && last >= s.window ? last - s.window + 1 : 0);
-            const uint32_t end = in_unit(u, last < item.n ? last + 1 : item.n);
+                kivi_cuda_in_unit(u, s.window && last >= s.window ? last - s.window + 1 : 0);
+            const uint32_t end = kivi_cuda_in_unit(u, last < item.n ? last + 1 : item.n);
 
 #pragma unroll
             for (int i = 0; i < 4; i++)
                 if (4 * g + i < begin || 4 * g + i >= end)
                     score[i][j] = -INFINITY;
         }
-    }
-
-    /* A token's place in unit u; beyond it, the nearest end. */
-    static __device__ __forceinline__ uint32_t in_unit(uint32_t u, uint64_t token)
-    {
-        const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
-
-        return token < unit ? 0 : token - unit < KIVI_CUDA_UNIT ? (uint32_t)(token - unit)
-                                                                : KIVI_CUDA_UNIT;
     }
 
     static __device__ __forceinline__ void regroup(uint32_t x[4])

@@ -103,6 +103,14 @@ __device__ __forceinline__ void kivi_cuda_copy16(void *shared, const void *globa
                  "l"(global));
 }
 
+/* The same, or 16 bytes of zeros. */
+__device__ __forceinline__ void kivi_cuda_copy16_or_zero(void *shared, const void *global, bool copy)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                     (uint32_t)__cvta_generic_to_shared(shared)),
+                 "l"(global), "r"(copy ? 16 : 0));
+}
+
 __device__ __forceinline__ void kivi_cuda_copy_commit()
 {
     asm volatile("cp.async.commit_group;" ::: "memory");
