@@ -31,7 +31,7 @@ void oracle_quantize(const double *x, uint64_t stride, uint32_t n, uint32_t bits
                      uint16_t *scale, uint16_t *min)
 {
     const double levels = (double)((1u << bits) - 1);
-    double low = x[0], high = x[0], range, step;
+    double low = x[0], high = x[0], width, range, step;
     int wide;
     uint32_t i;
 
@@ -40,10 +40,12 @@ void oracle_quantize(const double *x, uint64_t stride, uint32_t n, uint32_t bits
         high = fmax(high, x[i * stride]);
     }
     /* Every operation is in f16, unless the range overflows there: then in f32. */
-    wide = isinf(number_round_f16(high - low));
-    range = wide ? (float)(high - low) : number_round_f16(high - low);
+    low += 0.0; /* fmin and fmax may take either zero: what is stored is never -0 */
+    width = high - low + 0.0;
+    wide = isinf(number_round_f16(width));
+    range = wide ? (float)width : number_round_f16(width);
     *scale = number_to_f16((float)(range / levels));
-    *min = number_to_f16(low == 0 ? 0.0 : low); /* never -0 */
+    *min = number_to_f16(low);
     step = number_from_f16(*scale);
     for (i = 0; i < n; i++) {
         const double above = x[i * stride] - low;
