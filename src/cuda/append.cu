@@ -557,15 +557,14 @@ cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_
                              cudaStream_t stream)
 {
     /* Rows must not be stored by one block before another has read what they replace. */
-    const bool few = plan->others <= 2;
-    const bool at_once = !plan->tiled && (few || !plan->read_windows);
-    const uint32_t blocks = few && at_once ? 1 : plan->others;
+    const bool one_block = !plan->tiled && plan->others <= 2;
+    const bool at_once = one_block || (!plan->tiled && !plan->read_windows);
     cudaError_t status = cudaSuccess;
 
     if (plan->few)
         return kivi_cuda_append_tokens(step, stream);
     if (plan->others || at_once)
-        status = kivi_cuda_launch(append, grid(step, blocks), THREADS, 0, stream, step->overlap,
+        status = kivi_cuda_launch(append, grid(step, one_block ? 1 : plan->others), THREADS, 0, stream, step->overlap,
                                   *step, true, at_once);
     if (status != cudaSuccess || at_once)
         return status;

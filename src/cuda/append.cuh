@@ -7,8 +7,7 @@
 
 #include "step.cuh"
 
-namespace
-{
+namespace {
 
 constexpr uint32_t SLAB = KIVI_CUDA_SLAB;
 

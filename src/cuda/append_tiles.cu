@@ -7,8 +7,7 @@
 #include "kernels.cuh"
 #include "mma.cuh"
 
-namespace
-{
+namespace {
 
 constexpr uint32_t WARPS = 8, THREADS = 32 * WARPS,
                    PER_SM = 4;                 /* smaller blocks start too slowly */

@@ -1,7 +1,7 @@
 /*
- * A step of a few tokens, as in decoding, which quantizes at most as many: values that leave the window. A warp takes
- * the keys or the values of one kv head, four channels to a lane. What it does is little and runs from cold
- * instructions, so they are few.
+ * A step of a few tokens, as in decoding, and of a few values that leave the window. A warp takes the keys or the
+ * values of one kv head, four channels to a lane. It runs from cold instructions, so what counts is that they
+ * are few.
  */
 #include "append.cuh"
 #include "kernels.cuh"
@@ -10,8 +10,8 @@
 namespace {
 
 /* The values of one token, number t of its block. A block that is begun is written whole. */
-__device__ void quantize_token(const kivi_layout &l, const __half *row, unsigned char *block, uint32_t t,
-                               uint32_t lane)
+__device__ void quantize_token(const kivi_layout &l, const __half *row, unsigned char *block,
+                               uint32_t t, uint32_t lane)
 {
     const uint32_t n = 32 / l.bits, levels = (1u << l.bits) - 1u, shift = code_shift(l.bits, t % n);
     uint32_t *codes = (uint32_t *)block + t / n * l.dim_pad;
@@ -87,8 +87,7 @@ __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi
 #pragma unroll 1
         for (uint64_t token = rows.packed; token < item.v_after; token++) {
             const uint32_t at = (uint32_t)(token % SLAB);
-            const __half *row =
-                (const __half *)rows.ring + token % rows.ring_length * rows.dim;
+            const __half *row = (const __half *)rows.ring + token % rows.ring_length * rows.dim;
 
             quantize_token(s.v, row,
                            slab_blocks(s, item, head, true, (uint32_t)(token / SLAB))
