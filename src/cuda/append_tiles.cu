@@ -9,10 +9,11 @@
 
 namespace {
 
-constexpr uint32_t WARPS = 8, THREADS = 32 * WARPS,
-                   PER_SM = 4;                 /* smaller blocks start too slowly */
+/* Smaller blocks start too slowly. */
+constexpr uint32_t WARPS = 8, THREADS = 32 * WARPS, PER_SM = 4;
 constexpr uint32_t TOKENS = 32, CHANNELS = 64; /* of a tile */
-constexpr uint32_t STORING = 4; /* blocks for the newest rows of a head: less, and they end last */
+/* Blocks that store the newest rows of a head: with fewer, they would end last. */
+constexpr uint32_t STORING = 4;
 
 struct tile {
     const __half *rows; /* its first number, and the stride of tokens */
