@@ -1,6 +1,6 @@
 /*
- * What the two kernels of an append share: append.cu takes anything, append_tiles.cu whole slabs of new rows.
- * docs/numerics.md has the rule of quantization, which holds bit for bit.
+ * What the kernels of an append share: append.cu takes anything, append_tiles.cu whole slabs of new rows,
+ * append_tokens.cu a few tokens. docs/numerics.md has the rule of quantization, which holds bit for bit.
  */
 #ifndef KIVI_CUDA_APPEND_CUH
 #define KIVI_CUDA_APPEND_CUH
