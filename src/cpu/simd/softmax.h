@@ -73,35 +73,53 @@ static void softcap(float *x, size_t n, float cap)
                    vf_mul(tanh_of(vf_div(load_last(x + i, n - i, 0), vf_set(cap))), vf_set(cap)));
 }
 
+#define CHAINS 4u /* of maxima or sums: in one, each would wait for the one before */
+
 static float largest(const float *x, size_t n)
 {
-    VF max = vf_set(x[0]);
+    VF max[CHAINS];
     size_t i;
+    uint32_t k;
 
-    for (i = 0; i + LANES <= n; i += LANES)
-        max = vf_max(max, vf_load(x + i));
+    for (k = 0; k < CHAINS; k++)
+        max[k] = vf_set(x[0]);
+    for (i = 0; i + CHAINS * LANES <= n; i += CHAINS * LANES) {
+        KIVI_UNROLL
+        for (k = 0; k < CHAINS; k++)
+            max[k] = vf_max(max[k], vf_load(x + i + k * LANES));
+    }
+    for (; i + LANES <= n; i += LANES)
+        max[0] = vf_max(max[0], vf_load(x + i));
     if (i < n)
-        max = vf_max(max, load_last(x + i, n - i, x[0]));
-    return vf_largest(max);
+        max[0] = vf_max(max[0], load_last(x + i, n - i, x[0]));
+    return vf_largest(vf_max(vf_max(max[0], max[1]), vf_max(max[2], max[3])));
 }
 
 static float exp_sum(float *x, size_t n, float max)
 {
     const VF top = vf_set(max);
-    VF sum = vf_zero();
+    VF sum = vf_zero(), y[CHAINS];
     size_t i;
+    uint32_t k;
 
-    for (i = 0; i + LANES <= n; i += LANES) {
-        const VF y = exp_of(vf_sub(vf_load(x + i), top));
-
-        vf_store(x + i, y);
-        sum = vf_add(sum, y);
+    for (i = 0; i + CHAINS * LANES <= n; i += CHAINS * LANES) {
+        KIVI_UNROLL
+        for (k = 0; k < CHAINS; k++)
+            y[k] = exp_of(vf_sub(vf_load(x + i + k * LANES), top));
+        KIVI_UNROLL
+        for (k = 0; k < CHAINS; k++)
+            vf_store(x + i + k * LANES, y[k]);
+        sum = vf_add(sum, vf_add(vf_add(y[0], y[1]), vf_add(y[2], y[3])));
+    }
+    for (; i + LANES <= n; i += LANES) {
+        y[0] = exp_of(vf_sub(vf_load(x + i), top));
+        vf_store(x + i, y[0]);
+        sum = vf_add(sum, y[0]);
     }
     if (i < n) {
-        const VF y = exp_of(vf_sub(load_last(x + i, n - i, -INFINITY), top));
-
-        store_last(x + i, n - i, y);
-        sum = vf_add(sum, y);
+        y[0] = exp_of(vf_sub(load_last(x + i, n - i, -INFINITY), top));
+        store_last(x + i, n - i, y[0]);
+        sum = vf_add(sum, y[0]);
     }
     return vf_sum(sum);
 }
