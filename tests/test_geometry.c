@@ -10,7 +10,8 @@
 #include "support/suite.h"
 
 #define MANY ((uint64_t)1 << 24) /* tokens */
-#define HEADS (SIZE_MAX > UINT32_MAX ? 128 : 4) /* a page is at most a quarter of the address space */
+/* kv heads: a page is at most a quarter of the address space */
+#define HEADS (SIZE_MAX > UINT32_MAX ? 128 : 4)
 
 static kivi_config widest(uint32_t bits, uint32_t group)
 {
@@ -78,7 +79,8 @@ START_TEST(pages_and_windows)
             ck_assert_msg((long double)g.window_bytes == expected, "a window of %zu bytes",
                           g.window_bytes);
             /* The last block of a page ends where the page ends; the address is not used. */
-            ck_assert_uint_eq((uintptr_t)kivi_page_values(&layer, (void *)page, HEADS - 1, 65535) - page,
+            ck_assert_uint_eq((uintptr_t)kivi_page_values(&layer, (void *)page, HEADS - 1, 65535)
+                                  - page,
                               g.page_bytes - layer.v.block_bytes);
         }
     }

@@ -121,9 +121,10 @@ kivi_status kivi_geometry_init(struct kivi_geometry *g, const kivi_config *c,
     window_bytes = round_up((uint64_t)g->window_head_stride * c->n_kv_heads, 64);
 
     if (page_bytes > SIZE_MAX / 4 || window_bytes > SIZE_MAX / 4)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                         "a page of %llu bytes or a window of %llu does not fit this machine's address space",
-                         (unsigned long long)page_bytes, (unsigned long long)window_bytes);
+        return kivi_fail(
+            error, KIVI_ERROR_ARGUMENT,
+            "a page of %llu bytes or a window of %llu does not fit this machine's address space",
+            (unsigned long long)page_bytes, (unsigned long long)window_bytes);
     g->page_bytes = (size_t)page_bytes;
     g->window_bytes = (size_t)window_bytes;
     return KIVI_OK;

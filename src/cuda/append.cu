@@ -564,8 +564,8 @@ cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_
     if (plan->few)
         return kivi_cuda_append_tokens(step, stream);
     if (plan->others || at_once)
-        status = kivi_cuda_launch(append, grid(step, one_block ? 1 : plan->others), THREADS, 0, stream, step->overlap,
-                                  *step, true, at_once);
+        status = kivi_cuda_launch(append, grid(step, one_block ? 1 : plan->others), THREADS, 0,
+                                  stream, step->overlap, *step, true, at_once);
     if (status != cudaSuccess || at_once)
         return status;
     if (plan->tiled)

@@ -197,9 +197,8 @@ struct kivi_cuda_rows {
     uint32_t ring_length, dim, n_sink, type;
 };
 
-__host__ __device__ __forceinline__ kivi_cuda_rows kivi_cuda_key_rows(const kivi_cuda_step &s,
-                                                             const kivi_cuda_item &item,
-                                                             uint32_t head)
+__host__ __device__ __forceinline__ kivi_cuda_rows
+kivi_cuda_key_rows(const kivi_cuda_step &s, const kivi_cuda_item &item, uint32_t head)
 {
     kivi_cuda_rows r;
     const unsigned char *window = item.window + head * s.window_head_stride;
@@ -219,9 +218,8 @@ __host__ __device__ __forceinline__ kivi_cuda_rows kivi_cuda_key_rows(const kivi
     return r;
 }
 
-__host__ __device__ __forceinline__ kivi_cuda_rows kivi_cuda_value_rows(const kivi_cuda_step &s,
-                                                               const kivi_cuda_item &item,
-                                                               uint32_t head)
+__host__ __device__ __forceinline__ kivi_cuda_rows
+kivi_cuda_value_rows(const kivi_cuda_step &s, const kivi_cuda_item &item, uint32_t head)
 {
     kivi_cuda_rows r;
     const unsigned char *window = item.window + head * s.window_head_stride;
@@ -269,7 +267,8 @@ __device__ __forceinline__ kivi_cuda_row kivi_cuda_find_row(const kivi_cuda_rows
 
 /* Whether every row of a token before `end` can be read as aligned f16: all but new tokens of another type
  * or stride. */
-__host__ __device__ __forceinline__ bool kivi_cuda_rows_are_f16(const kivi_cuda_rows &r, uint64_t end)
+__host__ __device__ __forceinline__ bool kivi_cuda_rows_are_f16(const kivi_cuda_rows &r,
+                                                                uint64_t end)
 {
     return end <= r.n_old
            || (r.type == KIVI_F16
