@@ -55,7 +55,7 @@ kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cud
 cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan,
                              cudaStream_t stream);
 
-/* append_tokens.cu: no keys leave the window, and at most so many values, no more than tokens that are new. */
+/* append_tokens.cu: at most so many tokens are new, and of as many the values leave the window, but no keys. */
 #define KIVI_CUDA_FEW 8u
 cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, cudaStream_t stream);
 

@@ -696,10 +696,10 @@ int main(void)
     tcase_add_test(steps, streams_keep_order);
     tcase_add_test(steps, step_in_a_graph);
     tcase_add_test(steps, saved_and_loaded);
+    tcase_add_test(steps, million_tokens);
     tcase_add_loop_test(prompts_case, prompts_of_f16, 0,
                         2 * (int)(sizeof prompts / sizeof *prompts));
     tcase_add_loop_test(prompts_case, not_finite_in_a_prompt, 0, 18);
-    tcase_add_test(steps, million_tokens);
     tcase_add_test(failures, not_finite_is_told_later);
     tcase_add_test(failures, refused);
     tcase_add_test(failures, budget_holds);

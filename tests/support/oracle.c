@@ -39,9 +39,9 @@ void oracle_quantize(const double *x, uint64_t stride, uint32_t n, uint32_t bits
         low = fmin(low, x[i * stride]);
         high = fmax(high, x[i * stride]);
     }
-    /* Every operation is in f16, unless the range overflows there: then in f32. */
     low += 0.0; /* fmin and fmax may take either zero: what is stored is never -0 */
     width = high - low + 0.0;
+    /* Every operation is in f16, unless the range overflows there: then in f32. */
     wide = isinf(number_round_f16(width));
     range = wide ? (float)width : number_round_f16(width);
     *scale = number_to_f16((float)(range / levels));

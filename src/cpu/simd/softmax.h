@@ -73,7 +73,7 @@ static void softcap(float *x, size_t n, float cap)
                    vf_mul(tanh_of(vf_div(load_last(x + i, n - i, 0), vf_set(cap))), vf_set(cap)));
 }
 
-#define CHAINS 4u /* of maxima or sums: in one, each would wait for the one before */
+#define CHAINS 4u /* vectors side by side: one after the other, each would wait for the one before */
 
 static float largest(const float *x, size_t n)
 {
