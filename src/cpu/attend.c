@@ -120,6 +120,10 @@ static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
             kernels->f16_scores(l->dim, w->part->q, l->dim_pad, task->n_rows, run.data, run.stride,
                                 (uint32_t)n, packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK);
         } else {
+            /* Where values are still exact nothing hides an error of the scores, and a few tokens may decide a
+             * row: kernels take more digits for fewer tokens. */
+            if (t + n > item->before.v_packed)
+                n = min_u64(n, KIVI_CHUNK / 2);
             n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
             kernels->k_scores(l, w->part->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
                               packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK,

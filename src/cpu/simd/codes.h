@@ -132,7 +132,7 @@ KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUM
 {
     const float *steps = o->steps + unit * STEPS + 4 * place;
     const uint32_t n_sums = SUMS(n_digits, bits);
-    uint32_t r, v, d;
+    uint32_t r, v;
 
     KIVI_UNROLL
     for (r = 0; r < rows; r++) {
@@ -141,15 +141,14 @@ KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUM
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
             const VD *of_row = &sum[v][r * n_sums];
+            VI low = WIDE(n_digits, bits) ? vd_sum_wide(of_row[0]) : vd_sum(of_row[0], bits);
             VF all;
 
-            if (WIDE(n_digits, bits)) {
-                all = vf_of(vd_sum_wide(of_row[0]));
-            } else {
-                all = vf_of(vd_sum(of_row[n_digits - 1], bits));
-                for (d = n_digits - 1; d > 0; d--)
-                    all = vf_fma(all, vf_set(256), vf_of(vd_sum(of_row[d - 1], bits)));
-            }
+            if (n_sums > 1) /* fits: digits are of 8 bits, and a place has at most 32 products */
+                low = vi_add(low, vi_shift_left(vd_sum(of_row[1], bits), 8));
+            all = vf_of(low);
+            if (n_sums > 2)
+                all = vf_fma(vf_of(vd_sum(of_row[2], bits)), vf_set(65536), all);
             total[v][r] = vf_fma(all, step, total[v][r]);
         }
     }

@@ -9,9 +9,8 @@
  * sum over codes is an integer dot product for each digit (codes.h). The rest, the bias, is done in floats.
  * Centring halves what the rounding does: it counts times code - L / 2, and the middle is exact.
  *
- * 16 products have a step of their own (32 of weights), so that at 2 bits one digit mostly does: the rounding is
- * 1.2% of what the codes' quantization does with normal numbers, and 3.5% beside a product that dwarfs the
- * rest. Otherwise, and with more bits, there are two digits; for KIVI_PRECISE three.
+ * 16 products have a step of their own (32 of weights), so that at 2 bits one digit often does (docs/numerics.md).
+ * Otherwise, and with more bits, there are two digits; for KIVI_PRECISE three.
  *
  * Numbers go by sets of 64: four vectors of 16, each of which the codes of bits / 2 words belong to. Which four
  * of the 16 is a number's place: fours of one place have the same shift in their words, lie in the same
@@ -41,18 +40,6 @@ KIVI_INLINE float largest_number(uint32_t n_digits, int is_signed)
 KIVI_INLINE float middle_code(uint32_t bits)
 {
     return (float)((1u << bits) - 1u) / 2;
-}
-
-/* Sums over everything that was folded, in the lanes of vectors. */
-struct folded {
-    VF bias;
-    VF squares; /* of the products, only of one signed digit */
-    VF steps;   /* squared, each in four lanes */
-};
-
-KIVI_INLINE struct folded nothing_folded(void)
-{
-    return (struct folded){vf_zero(), vf_zero(), vf_zero()};
 }
 
 /* Scales of a unit in floats, and the middles of their ranges: sixteens of numbers. */
@@ -127,57 +114,39 @@ KIVI_INLINE VF cut(VI *number, uint32_t n_digits, uint32_t bits, int is_signed, 
     return sum;
 }
 
-/*
- * Folds a unit of n_sets sets, of which n numbers are there. Digit d of number 16 * w + 4 * i + k of a set is
- * byte d * width + 16 * i + 4 * w + k, so that fours of one place are next to each other. `places` are what
- * steps are multiplied with: the shifts of the codes. n_sets, n_digits, bits, is_signed are constants.
- */
-KIVI_INLINE void fold(const float *x, const struct unfolded *u, uint32_t n, uint32_t n_sets,
-                      uint32_t n_digits, uint32_t bits, int is_signed, const float *places,
-                      uint8_t *digits, size_t width, float *steps, struct folded *all)
+/* Steps whose multiples hold the largest of each four lanes' products, `top`. *inverse receives what products are
+ * multiplied with to count them in steps. */
+KIVI_INLINE VF find_steps(VF top, uint32_t n_digits, int is_signed, VF *inverse)
 {
     const float top_number = largest_number(n_digits, is_signed);
-    VF product[4 * MAX_SETS][VECTORS], top[VECTORS], step[VECTORS], inverse[VECTORS];
-    uint32_t i, v, w;
+
+    top = vf_largest_of_four(vf_max(top, vf_set(SMALLEST)));
+    *inverse = vf_div(vf_set(top_number), top);
+    return vf_mul(top, vf_set(1 / top_number));
+}
+
+/* What codes count from, times the steps: the digits' sum times this belongs to the bias. */
+KIVI_INLINE VF centre_steps(VF step, uint32_t bits)
+{
+    return vf_mul(step, vf_set(CODE_OFFSET(bits) - middle_code(bits)));
+}
+
+/*
+ * Rounds and cuts the products of a set, counted in steps; adds to the bias what centring takes. Digit d of number
+ * 16 * w + 4 * i + k of a set is byte d * width + 16 * i + 4 * w + k, so that fours of one place are next to each
+ * other. v is one of VECTORS, and the last three are constants.
+ */
+KIVI_INLINE VF round_set(const VF *product, VF centre, uint8_t *digits, size_t width, VF bias,
+                         uint32_t v, uint32_t n_digits, uint32_t bits, int is_signed)
+{
+    VI number[4];
+    uint32_t w;
 
     KIVI_UNROLL
-    for (v = 0; v < VECTORS; v++)
-        top[v] = vf_set(SMALLEST);
-    KIVI_UNROLL
-    for (i = 0; i < 4 * n_sets; i++) {
-        KIVI_UNROLL
-        for (v = 0; v < VECTORS; v++) {
-            const VF y = 16 * i < n ? vf_load(x + 16 * i + v * LANES) : vf_zero();
-
-            product[i][v] = vf_mul(y, u->scale[i][v]);
-            all->bias = vf_fma(y, u->middle[i][v], all->bias);
-            if (n_digits == 1 && is_signed)
-                all->squares = vf_fma(product[i][v], product[i][v], all->squares);
-            top[v] = is_signed ? vf_larger(top[v], product[i][v]) : vf_max(top[v], product[i][v]);
-        }
-    }
-    KIVI_UNROLL
-    for (v = 0; v < VECTORS; v++) {
-        top[v] = vf_largest_of_four(top[v]);
-        step[v] = vf_mul(top[v], vf_set(1 / top_number));
-        inverse[v] = vf_div(vf_set(top_number), top[v]);
-        vf_store(steps + v * LANES, vf_mul(step[v], vf_load(places + v * LANES)));
-        all->steps = vf_fma(step[v], step[v], all->steps);
-    }
-    KIVI_UNROLL
-    for (i = 0; i < n_sets; i++) {
-        KIVI_UNROLL
-        for (v = 0; v < VECTORS; v++) {
-            VI number[4];
-
-            KIVI_UNROLL
-            for (w = 0; w < 4; w++)
-                number[w] = vi_round(vf_mul(product[4 * i + w][v], inverse[v]));
-            all->bias = vf_fma(
-                cut(number, n_digits, bits, is_signed, digits + i * SET + v * 4 * LANES, width),
-                vf_mul(step[v], vf_set(CODE_OFFSET(bits) - middle_code(bits))), all->bias);
-        }
-    }
+    for (w = 0; w < 4; w++)
+        number[w] = vi_round(product[w]);
+    return vf_fma(cut(number, n_digits, bits, is_signed, digits + v * 4 * LANES, width), centre,
+                  bias);
 }
 
 #endif

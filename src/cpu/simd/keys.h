@@ -1,9 +1,9 @@
 /*
  * Scores of packed keys, for any vector length: queries are folded into each block's scales (fold.h), and
- * lanes are tokens. Blocks are folded some at a time, so that the arithmetic of one hides the latency of
- * another's.
+ * lanes are tokens. Blocks go some at a time: they share steps, which the largest of their scales decide, and the
+ * arithmetic of one hides the latency of another's.
  *
- * A row has as few digits as may do, which is known when it has been folded, and rows with as many go together;
+ * A row has as few digits as may do, which its steps tell before it is folded, and rows with as many go together;
  * docs/numerics.md has the bounds. At 2 bits, so that one is enough, channels of a size with which
  * others could share no step are dequantized and go in floats: keys have a few of them.
  */
@@ -21,18 +21,21 @@ struct key_batch {
     const char *blocks;
     uint32_t n_blocks, width;       /* channels of a block, up to whole sets */
     uint32_t n_rows, row[MAX_ROWS]; /* of the caller's */
+    const float *q[MAX_ROWS];
     uintptr_t ahead;
     int is_dwarfed; /* all channels but one are next to nothing */
     uint32_t n_outliers;
     struct {
         uint32_t channel, word, shift; /* word: of a tile's first token */
     } outlier[OUTLIERS];
-    float q[MAX_ROWS][MAX_DIM]; /* 0 for outliers */
-    uint16_t outlier_scale[KEY_BLOCKS][OUTLIER_LANES], outlier_min[KEY_BLOCKS][OUTLIER_LANES];
+    float top[MAX_DIM], common_top[MAX_DIM]; /* largest scales; 0 for outliers in the second */
+    float mean_square[MAX_DIM];              /* of the scales */
+    uint16_t outlier_scale[KEY_BLOCKS][OUTLIER_LANES];
     float outlier_q[MAX_ROWS][OUTLIER_LANES];
     float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIER_LANES];
+    float counted[MAX_ROWS][MAX_DIM]; /* q, so that times a scale it counts steps */
+    float steps[MAX_ROWS][MAX_DIM / SET * STEPS], centres[MAX_ROWS][MAX_DIM / SET * STEPS];
     uint8_t digits[MAX_ROWS][MAX_DIGITS][KEY_NUMBERS]; /* `width` to a block */
-    float steps[MAX_ROWS][KEY_NUMBERS / SET * STEPS];  /* of each set */
     float bias[KEY_BLOCKS][MAX_ROWS];
 };
 
@@ -108,7 +111,7 @@ KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes
             add_set(total, word, 4, ahead, o, s, rows, side, n_digits, bits);
         if (rest > 0) /* less than 4 */
             add_set(total, word, rest % 4, ahead, o, s, rows, side, n_digits, bits);
-        if (bits == 2 && b->n_outliers > 0)
+        if (n_digits == 1 && b->n_outliers > 0)
             add_outliers(total, b, block, row, codes + token, rows, side, bits);
         KIVI_UNROLL
         for (r = 0; r < rows; r++) {
@@ -145,7 +148,6 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
             score_key_tile(b, codes, n_sets, rest, ahead, &o, i, row, to, at, rows, n_digits, bits);
         codes += rest_words;
         o.digits += width;
-        o.steps += width / SET * STEPS;
     }
 }
 
@@ -155,136 +157,194 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
 
 /* A score's error as such is a relative one of its weight: what it may be, squared. The codes' own quantization
  * is off by as much as the second number allows of it, so small that a sum of few weights keeps to 5%. */
-#define ERROR_ALLOWED(n_digits) ((n_digits) == 1 ? 1e-2f * 1e-2f : 1e-4f * 1e-4f)
-#define SHARE_ALLOWED (0.022f * 0.022f)
+#define ERROR_ALLOWED(n_digits)                                                                    \
+    ((n_digits) == 1 ? 1.5e-2f * 1.5e-2f : (n_digits) == 2 ? 1e-4f * 1e-4f : 2e-6f * 2e-6f)
+#define SHARE_ALLOWED (0.03f * 0.03f)
 #define TOKENS_OF_SHARE 256u /* of fewer, one or two may decide a row: they take two digits */
 
-/* Whether a row is fine with so many digits. A step counts for 16 products, which are off by a twelfth of its
- * square, times codes as likely at the ends of their range as in the middle. */
-static int fine_enough(const struct key_batch *b, const struct folded *all, uint32_t n_digits,
-                       uint32_t bits)
+/* Finds the largest scale of each channel, and the mean square. */
+static void find_scales(struct key_batch *b)
 {
-    const float levels = (float)(1u << bits), code = levels * levels / 12;
-    const float error = vf_sum(all->steps) / 4 * 16 / 12 * code;
+    const size_t dim = b->l->dim_pad, block = b->l->block_bytes / sizeof(uint16_t);
+    const VF share = vf_set(1 / (float)b->n_blocks);
+    const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
+    const uint32_t n_blocks = b->n_blocks;
+    uint32_t i;
+    size_t c;
 
-    if (error > ERROR_ALLOWED(n_digits) * (float)b->n_blocks)
-        return 0;
-    if (n_digits > 1)
-        return 1;
-    return b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE
-           && error <= SHARE_ALLOWED / 12 * vf_sum(all->squares);
+    for (c = 0; c < dim; c += LANES) {
+        VF top = vf_zero(), squares = vf_zero();
+
+        for (i = 0; i < n_blocks; i++) {
+            const VF scale = vf_load_half(scales + i * block + c);
+
+            top = vf_max(top, scale);
+            squares = vf_fma(scale, scale, squares);
+        }
+        vf_store(b->top + c, top);
+        vf_store(b->common_top + c, top);
+        vf_store(b->mean_square + c, vf_mul(squares, share));
+    }
 }
 
-/* Takes n of the caller's rows, with their outliers apart. */
-static void take_queries(struct key_batch *b, const float *q, const uint32_t *rows, uint32_t n)
+/* Finds the steps of n channels from c on for row r. Adds up their squares, and those of all products that there are
+ * in a block. n may, and the last two are constants. */
+KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint32_t n,
+                                const float *places, VF *squares, VF *products, uint32_t n_digits,
+                                uint32_t bits)
 {
-    const uint32_t dim = b->l->dim_pad;
-    uint32_t r, k;
+    const float *q = b->q[r] + c, *top = (n_digits == 1 ? b->common_top : b->top) + c;
+    float *steps = b->steps[r] + c / SET * STEPS, *centres = b->centres[r] + c / SET * STEPS;
+    uint32_t w, v;
 
-    for (r = 0; r < n; r++) {
-        memcpy(b->q[r], q + (size_t)rows[r] * dim, dim * sizeof *q);
-        if (b->n_outliers > 0)
-            memset(b->outlier_q[r], 0, sizeof b->outlier_q[r]);
-        for (k = 0; k < b->n_outliers; k++) {
-            b->outlier_q[r][k] = b->q[r][b->outlier[k].channel];
-            b->q[r][b->outlier[k].channel] = 0;
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++) {
+        VF widest = vf_zero(), step, inverse;
+
+        KIVI_UNROLL
+        for (w = 0; w < 4; w++) {
+            const size_t at = 16 * w + v * LANES;
+
+            if (16 * w < n)
+                widest = vf_larger(widest, vf_mul(vf_load(q + at), vf_load(top + at)));
+        }
+        step = find_steps(widest, n_digits, 1, &inverse);
+        *squares = vf_fma(step, step, *squares);
+        vf_store(steps + v * LANES, vf_mul(step, vf_load(places + v * LANES)));
+        vf_store(centres + v * LANES, centre_steps(step, bits));
+        KIVI_UNROLL
+        for (w = 0; w < 4; w++) {
+            const size_t at = 16 * w + v * LANES;
+            VF y, is;
+
+            if (16 * w >= n)
+                break;
+            y = vf_load(q + at);
+            is = vf_load(top + at);
+            if (n_digits == 1)
+                *products = vf_fma(vf_mul(y, y), vf_load(b->mean_square + c + at), *products);
+            /* without a scale a number might overflow here, and is not needed */
+            vf_store(b->counted[r] + c + at,
+                     vf_select(vm_less(vf_zero(), is), vf_mul(y, inverse), vf_zero()));
         }
     }
+}
+
+/* Finds the steps of row r. Returns whether they are fine enough. A step counts for 16 products, which are off by a
+ * twelfth of its square, times codes as likely at the ends of their range as in the middle. The last two are
+ * constants. */
+KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *places,
+                               uint32_t n_digits, uint32_t bits)
+{
+    const float levels = (float)(1u << bits), code = levels * levels / 12;
+    const size_t dim = b->l->dim_pad;
+    VF squares = vf_zero(), products = vf_zero();
+    float error;
+    size_t c;
+
+    for (c = 0; c + SET <= dim; c += SET)
+        find_set_steps(b, r, c, SET, places, &squares, &products, n_digits, bits);
+    if (c < dim)
+        find_set_steps(b, r, c, (uint32_t)(dim - c), places, &squares, &products, n_digits, bits);
+    error = vf_sum(squares) / 4 * 16 / 12 * code;
+    if (n_digits == MAX_DIGITS && b->n_blocks == 1)
+        return 1;
+    if (error > ERROR_ALLOWED(n_digits))
+        return 0;
+    return n_digits > 1
+           || (b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE
+               && error <= SHARE_ALLOWED / 12 * vf_sum(products));
 }
 
 /* Folds n channels of a set for n_rows rows. n may, and the last three are constants. */
-KIVI_INLINE void fold_set(const float *q, const uint16_t *scales, const uint16_t *minima,
-                          uintptr_t ahead, uint32_t n, struct folded *all, const float *places,
-                          uint8_t *digits, float *steps, uint32_t n_rows, uint32_t n_digits,
-                          uint32_t bits)
+KIVI_INLINE void fold_set(struct key_batch *b, size_t c, const uint16_t *scales,
+                          const uint16_t *minima, uint32_t n, VF *bias, uint8_t *digits,
+                          uint32_t n_rows, uint32_t n_digits, uint32_t bits)
 {
+    const uintptr_t ahead = b->ahead;
     struct unfolded u;
-    uint32_t i, r;
+    uint32_t w, r, v;
 
     KIVI_UNROLL
-    for (i = 0; i < 4; i++) {
-        if (i % 2 == 0) {
-            prefetch_ahead(scales + 16 * i, ahead);
-            prefetch_ahead(minima + 16 * i, ahead);
+    for (w = 0; w < 4; w++) {
+        if (w % 2 == 0) {
+            prefetch_ahead(scales + 16 * w, ahead);
+            prefetch_ahead(minima + 16 * w, ahead);
         }
-        if (16 * i < n)
-            unfold(&u, i, scales + 16 * i, minima + 16 * i, bits);
+        if (16 * w < n)
+            unfold(&u, w, scales + 16 * w, minima + 16 * w, bits);
         else
-            unfold_none(&u, i);
+            unfold_none(&u, w);
     }
-    for (r = 0; r < n_rows; r++)
-        fold(q + r * MAX_DIM, &u, n, 1, n_digits, bits, 1, places,
-             digits + r * MAX_DIGITS * KEY_NUMBERS, KEY_NUMBERS,
-             steps + r * (KEY_NUMBERS / SET * STEPS), &all[r]);
+    for (r = 0; r < n_rows; r++) {
+        const float *q = b->q[r] + c, *counted = b->counted[r] + c;
+        const float *centres = b->centres[r] + c / SET * STEPS;
+        VF sum = bias[r];
+
+        KIVI_UNROLL
+        for (v = 0; v < VECTORS; v++) {
+            VF product[4];
+
+            KIVI_UNROLL
+            for (w = 0; w < 4; w++) {
+                const size_t at = 16 * w + v * LANES;
+
+                product[w] = 16 * w < n ? vf_mul(vf_load(counted + at), u.scale[w][v]) : vf_zero();
+                if (16 * w < n)
+                    sum = vf_fma(vf_load(q + at), u.middle[w][v], sum);
+            }
+            sum = round_set(product, vf_load(centres + v * LANES), digits + r * sizeof b->digits[0],
+                            KEY_NUMBERS, sum, v, n_digits, bits, 1);
+        }
+        bias[r] = sum;
+    }
 }
 
 /* Folds the outliers of a block for n_rows rows. */
-static void fold_outliers(struct key_batch *b, uint32_t block, struct folded *all, uint32_t n_rows)
+static void fold_outliers(struct key_batch *b, uint32_t block, VF *bias, uint32_t n_rows)
 {
     uint32_t r, v;
 
     for (v = 0; v < OUTLIERS; v += LANES) {
         const VF scale = vf_load_half(b->outlier_scale[block] + v);
-        const VF min = vf_load_half(b->outlier_min[block] + v);
 
         for (r = 0; r < n_rows; r++) {
-            const VF q = vf_load(b->outlier_q[r] + v), product = vf_mul(q, scale);
+            const VF product = vf_mul(vf_load(b->outlier_q[r] + v), scale);
 
             vf_store(b->outlier_product[block][r] + v, product);
-            all[r].bias = vf_fma(q, min, all[r].bias);
-            all[r].squares = vf_fma(product, product, all[r].squares);
+            bias[r] = vf_fma(product, vf_set(-middle_code(2)), bias[r]);
         }
     }
 }
 
-/* Folds the rows that were taken into all blocks. The last two are constants, and n_rows may be. */
-KIVI_INLINE void fold_queries(struct key_batch *b, struct folded *all, uint32_t n_rows,
-                              uint32_t n_digits, uint32_t bits)
+/* Folds rows into all blocks. The last two are constants, and n_rows may be. */
+KIVI_INLINE void fold_queries(struct key_batch *b, uint32_t n_rows, uint32_t n_digits,
+                              uint32_t bits)
 {
     const size_t dim = b->l->dim_pad, block = b->l->block_bytes / sizeof(uint16_t);
     const uint32_t n_blocks = b->n_blocks;
     const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
     const uint16_t *minima = kivi_minima_const(b->l, b->blocks);
-    const uintptr_t ahead = b->ahead;
     uint8_t *digits = b->digits[0][0];
-    float *steps = b->steps[0], places[STEPS];
+    VF bias[MAX_ROWS];
     size_t c;
     uint32_t i, r;
 
-    find_places(places, bits, 1);
-    for (r = 0; r < n_rows; r++)
-        all[r] = nothing_folded();
     for (i = 0; i < n_blocks; i++) {
         for (r = 0; r < n_rows; r++)
-            all[r].bias = vf_zero();
-        for (c = 0; c < dim; c += SET, digits += SET, steps += STEPS) {
-            if (c + SET <= dim)
-                fold_set(b->q[0] + c, scales + c, minima + c, ahead, SET, all, places, digits,
-                         steps, n_rows, n_digits, bits);
-            else
-                fold_set(b->q[0] + c, scales + c, minima + c, ahead, (uint32_t)(dim - c), all,
-                         places, digits, steps, n_rows, n_digits, bits);
-        }
-        if (bits == 2 && b->n_outliers > 0)
-            fold_outliers(b, i, all, n_rows);
+            bias[r] = vf_zero();
+        for (c = 0; c + SET <= dim; c += SET)
+            fold_set(b, c, scales + c, minima + c, SET, bias, digits + c, n_rows, n_digits, bits);
+        if (c < dim)
+            fold_set(b, c, scales + c, minima + c, (uint32_t)(dim - c), bias, digits + c, n_rows,
+                     n_digits, bits);
+        if (n_digits == 1 && b->n_outliers > 0)
+            fold_outliers(b, i, bias, n_rows);
         for (r = 0; r < n_rows; r++)
-            b->bias[i][r] = vf_sum(all[r].bias);
+            b->bias[i][r] = vf_sum(bias[r]);
         scales += block;
         minima += block;
-    }
-}
-
-/* Puts what was folded of a row in another's place. */
-static void move_row(struct key_batch *b, uint32_t from, uint32_t to)
-{
-    uint32_t i;
-
-    memcpy(b->digits[to], b->digits[from], sizeof b->digits[to]);
-    memcpy(b->steps[to], b->steps[from], sizeof b->steps[to]);
-    for (i = 0; i < b->n_blocks; i++) {
-        memcpy(b->outlier_product[i][to], b->outlier_product[i][from],
-               sizeof b->outlier_product[i][to]);
-        b->bias[i][to] = b->bias[i][from];
+        digits += b->width;
     }
 }
 
@@ -294,24 +354,27 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
                                    float *scores, size_t ld, score_loop *of_4, score_loop *of_2,
                                    score_loop *of_1, uint32_t n_digits, uint32_t bits)
 {
-    struct folded all[MAX_ROWS];
-    uint32_t i, r = 0, n_left = 0;
+    float places[STEPS];
+    uint32_t i, k, r = 0, n_left = 0;
 
-    take_queries(b, q, rows, n);
-    if (n == 1) /* whose sums compilers then keep in registers */
-        fold_queries(b, all, 1, n_digits, bits);
-    else
-        fold_queries(b, all, n, n_digits, bits);
+    find_places(places, bits, 1);
     b->n_rows = 0;
     for (i = 0; i < n; i++) {
-        if (n_digits < MAX_DIGITS && !fine_enough(b, &all[i], n_digits, bits)) {
+        const uint32_t to = b->n_rows;
+
+        b->q[to] = q + (size_t)rows[i] * b->l->dim_pad;
+        if (!find_row_steps(b, to, places, n_digits, bits)) {
             rows[n_left++] = rows[i];
             continue;
         }
-        if (b->n_rows < i)
-            move_row(b, i, b->n_rows);
+        for (k = 0; n_digits == 1 && k < b->n_outliers; k++)
+            b->outlier_q[to][k] = b->q[to][b->outlier[k].channel];
         b->row[b->n_rows++] = rows[i];
     }
+    if (b->n_rows == 1) /* whose sums compilers then keep in registers */
+        fold_queries(b, 1, n_digits, bits);
+    else
+        fold_queries(b, b->n_rows, n_digits, bits);
     for (; ROWS_TOGETHER(n_digits, bits) >= 4 && r + 4 <= b->n_rows; r += 4)
         of_4(b, r, scores, ld);
     for (; ROWS_TOGETHER(n_digits, bits) >= 2 && r + 2 <= b->n_rows; r += 2)
@@ -349,60 +412,32 @@ SCORE_ROWS(3, 4)
 SCORE_ROWS(2, 8)
 SCORE_ROWS(3, 8)
 
-/* Scores of n rows, at most MAX_ROWS. */
-static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *scores, size_t ld,
-                        kivi_precision precision)
-{
-    const int standard = precision == KIVI_STANDARD && !b->is_dwarfed;
-    uint32_t rows[MAX_ROWS] = {0, 1, 2, 3};
-
-    if (b->l->bits == 2) {
-        if (standard)
-            n = score_1_2(b, q, rows, n, scores, ld);
-        if (standard && n > 0)
-            n = score_2_2(b, q, rows, n, scores, ld);
-        if (n > 0)
-            score_3_2(b, q, rows, n, scores, ld);
-    } else if (b->l->bits == 4) {
-        if (standard)
-            n = score_2_4(b, q, rows, n, scores, ld);
-        if (n > 0)
-            score_3_4(b, q, rows, n, scores, ld);
-    } else {
-        if (standard)
-            n = score_2_8(b, q, rows, n, scores, ld);
-        if (n > 0)
-            score_3_8(b, q, rows, n, scores, ld);
-    }
-}
-
-/* A channel is an outlier if its scale is so many times the root mean square, squared. */
+/* A channel is an outlier if the square of its scale is so many times the mean. */
 #define OUTLIER_SIZE 8.0f
 
-/* Finds the outliers of the first block: they stay the same from block to block. Too many are none. */
+/* Finds the outliers of the blocks. Too many are none. */
 static void find_outliers(struct key_batch *b)
 {
     const struct kivi_layout l = *b->l;
-    const uint16_t *scales = kivi_scales_const(&l, b->blocks);
     VF squares = vf_zero(), top = vf_zero();
     float sum, widest, least;
     uint32_t c, i;
 
     for (c = 0; c < l.dim_pad; c += LANES) {
-        const VF scale = vf_load_half(scales + c);
+        const VF square = vf_load(b->mean_square + c);
 
-        squares = vf_fma(scale, scale, squares);
-        top = vf_max(top, scale);
+        squares = vf_add(squares, square);
+        top = vf_max(top, square);
     }
     sum = vf_sum(squares);
     widest = vf_largest(top);
-    least = sqrtf(sum / (float)l.dim * OUTLIER_SIZE);
-    b->is_dwarfed = widest * widest > 0.99f * sum;
+    least = sum / (float)l.dim * OUTLIER_SIZE;
+    b->is_dwarfed = widest > 0.99f * sum;
     b->n_outliers = 0;
     if (l.bits != 2 || widest <= least)
         return;
     for (c = 0; c < l.dim_pad; c += LANES) {
-        uint32_t larger = vm_lanes(vm_less(vf_set(least), vf_load_half(scales + c)));
+        uint32_t larger = vm_lanes(vm_less(vf_set(least), vf_load(b->mean_square + c)));
 
         for (i = c; larger != 0; i++, larger >>= 1) {
             uint32_t shift;
@@ -420,7 +455,8 @@ static void find_outliers(struct key_batch *b)
     }
 }
 
-/* Puts the outliers' scales of all blocks together, long before they are read as vectors. */
+/* Takes the outliers out of the common scales. Puts their scales of all blocks together, long before they are read as
+ * vectors. */
 static void gather_outliers(struct key_batch *b)
 {
     const size_t block = b->l->block_bytes / sizeof(uint16_t);
@@ -428,16 +464,69 @@ static void gather_outliers(struct key_batch *b)
     uint32_t i, k;
 
     memset(b->outlier_scale, 0, sizeof b->outlier_scale);
-    memset(b->outlier_min, 0, sizeof b->outlier_min);
+    memset(b->outlier_q, 0, sizeof b->outlier_q);
     for (k = 0; k < b->n_outliers; k++) {
         const uint16_t *scale = kivi_scales_const(b->l, b->blocks) + b->outlier[k].channel;
-        const uint16_t *min = kivi_minima_const(b->l, b->blocks) + b->outlier[k].channel;
 
-        for (i = 0; i < n_blocks; i++) {
+        b->common_top[b->outlier[k].channel] = 0;
+        for (i = 0; i < n_blocks; i++)
             b->outlier_scale[i][k] = scale[i * block];
-            b->outlier_min[i][k] = min[i * block];
-        }
     }
+}
+
+/* Scores of rows for which steps that all blocks share are too wide. */
+static void score_one_by_one(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
+                             float *scores, size_t ld)
+{
+    const char *blocks = b->blocks;
+    const uint32_t n_blocks = b->n_blocks;
+    uint32_t i;
+
+    b->n_blocks = 1;
+    for (i = 0; i < n_blocks; i++, b->blocks += b->l->block_bytes) {
+        find_scales(b);
+        if (b->l->bits == 2)
+            score_3_2(b, q, rows, n, scores, ld);
+        else if (b->l->bits == 4)
+            score_3_4(b, q, rows, n, scores, ld);
+        else
+            score_3_8(b, q, rows, n, scores, ld);
+        scores += b->l->tokens;
+    }
+    b->blocks = blocks;
+    b->n_blocks = n_blocks;
+    find_scales(b);
+    if (b->n_outliers > 0)
+        gather_outliers(b);
+}
+
+/* Scores of n rows, at most MAX_ROWS. */
+static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *scores, size_t ld,
+                        kivi_precision precision)
+{
+    const int standard = precision == KIVI_STANDARD && !b->is_dwarfed;
+    uint32_t rows[MAX_ROWS] = {0, 1, 2, 3};
+
+    if (b->l->bits == 2) {
+        if (standard)
+            n = score_1_2(b, q, rows, n, scores, ld);
+        if (standard && n > 0)
+            n = score_2_2(b, q, rows, n, scores, ld);
+        if (n > 0)
+            n = score_3_2(b, q, rows, n, scores, ld);
+    } else if (b->l->bits == 4) {
+        if (standard)
+            n = score_2_4(b, q, rows, n, scores, ld);
+        if (n > 0)
+            n = score_3_4(b, q, rows, n, scores, ld);
+    } else {
+        if (standard)
+            n = score_2_8(b, q, rows, n, scores, ld);
+        if (n > 0)
+            n = score_3_8(b, q, rows, n, scores, ld);
+    }
+    if (n > 0)
+        score_one_by_one(b, q, rows, n, scores, ld);
 }
 
 static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_rows,
@@ -456,6 +545,7 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;
+        find_scales(&b);
         find_outliers(&b);
         if (b.n_outliers > 0)
             gather_outliers(&b);

@@ -132,11 +132,50 @@ KIVI_INLINE VF skew_of(const struct unfolded *u, uint32_t i, uint32_t bits, VF s
     return skew;
 }
 
+/* Folds n of a unit's weights. Adds to the bias, and leaves the steps times `places`. n may, and the last two are constants.
+ */
+KIVI_INLINE VF fold_weights(const float *p, const struct unfolded *u, uint32_t n, VF bias,
+                            const float *places, uint8_t *digits, float *steps, uint32_t n_digits,
+                            uint32_t bits)
+{
+    VF product[VECTORS][4 * MAX_SETS], top[VECTORS], step, inverse;
+    uint32_t i, v;
+
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++)
+        top[v] = vf_zero();
+    KIVI_UNROLL
+    for (i = 0; i < 4 * MAX_SETS; i++) {
+        KIVI_UNROLL
+        for (v = 0; v < VECTORS; v++) {
+            const VF weight = 16 * i < n ? vf_load(p + 16 * i + v * LANES) : vf_zero();
+
+            product[v][i] = vf_mul(weight, u->scale[i][v]);
+            bias = vf_fma(weight, u->middle[i][v], bias);
+            top[v] = SIGNED_WEIGHTS(bits) ? vf_larger(top[v], product[v][i])
+                                          : vf_max(top[v], product[v][i]);
+        }
+    }
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++) {
+        step = find_steps(top[v], n_digits, SIGNED_WEIGHTS(bits), &inverse);
+        vf_store(steps + v * LANES, vf_mul(step, vf_load(places + v * LANES)));
+        KIVI_UNROLL
+        for (i = 0; i < 4 * MAX_SETS; i++)
+            product[v][i] = vf_mul(product[v][i], inverse);
+        KIVI_UNROLL
+        for (i = 0; i < MAX_SETS; i++)
+            bias = round_set(product[v] + 4 * i, centre_steps(step, bits), digits + i * SET,
+                             VALUE_TOKENS, bias, v, n_digits, bits, SIGNED_WEIGHTS(bits));
+    }
+    return bias;
+}
+
 /* Folds a unit's tokens from t on, of which n are there, for n_rows rows of p. n may, and the last three are
  * constants. */
 KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint32_t t, uint32_t n,
-                         struct folded *all, const float *places, VF skew, uint32_t n_rows,
-                         uint32_t n_digits, uint32_t bits)
+                         VF *bias, const float *places, VF skew, uint32_t n_rows, uint32_t n_digits,
+                         uint32_t bits)
 {
     const char *block = b->blocks + (size_t)(t / KIVI_TILE) * b->l->block_bytes;
     struct unfolded u;
@@ -162,30 +201,30 @@ KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint3
         block += b->l->block_bytes;
     }
     for (r = 0; r < n_rows; r++)
-        fold(p + r * ld + t, &u, n, MAX_SETS, n_digits, bits, SIGNED_WEIGHTS(bits), places,
-             b->digits[r][0] + t, VALUE_TOKENS, b->steps[r][t / UNIT_TOKENS], &all[r]);
+        bias[r] = fold_weights(p + r * ld + t, &u, n, bias[r], places, b->digits[r][0] + t,
+                               b->steps[r][t / UNIT_TOKENS], n_digits, bits);
     return skew;
 }
 
 /* Folds n_rows rows. Returns 1 if the ranges are skewed, as where one channel dwarfs its group: the others' codes are
  * then all at the same end, and what rounding does to them adds up. The last two are constants. */
-KIVI_INLINE int fold_weights(struct value_batch *b, const float *p, size_t ld, uint32_t n_rows,
-                             uint32_t n_digits, uint32_t bits)
+KIVI_INLINE int fold_group(struct value_batch *b, const float *p, size_t ld, uint32_t n_rows,
+                           uint32_t n_digits, uint32_t bits)
 {
-    struct folded all[MAX_ROWS];
+    VF bias[MAX_ROWS];
     float places[STEPS];
     VF skew = vf_zero();
     uint32_t t, r;
 
     find_places(places, bits, SIGNED_WEIGHTS(bits));
     for (r = 0; r < n_rows; r++)
-        all[r] = nothing_folded();
+        bias[r] = vf_zero();
     for (t = 0; t + UNIT_TOKENS <= b->n_tokens; t += UNIT_TOKENS)
-        skew = fold_unit(b, p, ld, t, UNIT_TOKENS, all, places, skew, n_rows, n_digits, bits);
+        skew = fold_unit(b, p, ld, t, UNIT_TOKENS, bias, places, skew, n_rows, n_digits, bits);
     if (t < b->n_tokens)
-        skew = fold_unit(b, p, ld, t, b->n_tokens - t, all, places, skew, n_rows, n_digits, bits);
+        skew = fold_unit(b, p, ld, t, b->n_tokens - t, bias, places, skew, n_rows, n_digits, bits);
     for (r = 0; r < n_rows; r++)
-        b->bias[r] = vf_sum(all[r].bias);
+        b->bias[r] = vf_sum(bias[r]);
     return vm_lanes(vm_less(vf_zero(), skew)) != 0;
 }
 
@@ -196,8 +235,8 @@ KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, fl
 {
     const size_t stride = b->l->dim_pad;
     const int is_skewed = b->n_rows == 1 /* whose sums compilers then keep in registers */
-                              ? fold_weights(b, p, ld, 1, n_digits, bits)
-                              : fold_weights(b, p, ld, b->n_rows, n_digits, bits);
+                              ? fold_group(b, p, ld, 1, n_digits, bits)
+                              : fold_group(b, p, ld, b->n_rows, n_digits, bits);
     uint32_t r = 0;
 
     if (is_skewed && n_digits < MAX_DIGITS)
