@@ -336,7 +336,8 @@ typedef struct kivi_item {
 
 /*
  * KIVI_STANDARD: the error against exact arithmetic on the quantized cache is at most 5% of
- * the quantization error itself. KIVI_PRECISE: 1e-5 relative. docs/numerics.md.
+ * the quantization error itself, but for few rows in which that happens to be next to nothing.
+ * KIVI_PRECISE: 1e-5 relative. docs/numerics.md.
  */
 typedef enum kivi_precision { KIVI_STANDARD = 0, KIVI_PRECISE = 1 } kivi_precision;
 

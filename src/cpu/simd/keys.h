@@ -155,8 +155,8 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
 
 /* ------------------------------------------------------------------ folding */
 
-/* A score's error as such is a relative one of its weight: what it may be, squared. The codes' own quantization
- * is off by as much as the second number allows of it, so small that a sum of few weights keeps to 5%. */
+/* What a score's error may be, squared: as such, since it is a relative one of its weight; and for one digit as a
+ * share of what the codes' own quantization does. docs/numerics.md has what rows of outputs come to. */
 #define ERROR_ALLOWED(n_digits)                                                                    \
     ((n_digits) == 1 ? 1.5e-2f * 1.5e-2f : (n_digits) == 2 ? 1e-4f * 1e-4f : 2e-6f * 2e-6f)
 #define SHARE_ALLOWED (0.03f * 0.03f)
@@ -187,8 +187,8 @@ static void find_scales(struct key_batch *b)
     }
 }
 
-/* Finds the steps of n channels from c on for row r. Adds up their squares, and those of all products that there are
- * in a block. n may, and the last two are constants. */
+/* Finds the steps of n channels from c on for row r. Adds up their squares, and those of the products of a block on
+ * average. n may, and the last two are constants. */
 KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint32_t n,
                                 const float *places, VF *squares, VF *products, uint32_t n_digits,
                                 uint32_t bits)
@@ -215,17 +215,17 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
         KIVI_UNROLL
         for (w = 0; w < 4; w++) {
             const size_t at = 16 * w + v * LANES;
-            VF y, is;
+            VF y, scale;
 
             if (16 * w >= n)
                 break;
             y = vf_load(q + at);
-            is = vf_load(top + at);
             if (n_digits == 1)
                 *products = vf_fma(vf_mul(y, y), vf_load(b->mean_square + c + at), *products);
-            /* without a scale a number might overflow here, and is not needed */
+            /* where there is no scale the number is not needed, and might overflow */
+            scale = vf_load(top + at);
             vf_store(b->counted[r] + c + at,
-                     vf_select(vm_less(vf_zero(), is), vf_mul(y, inverse), vf_zero()));
+                     vf_select(vm_less(vf_zero(), scale), vf_mul(y, inverse), vf_zero()));
         }
     }
 }
