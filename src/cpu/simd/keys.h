@@ -155,12 +155,18 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
 
 /* ------------------------------------------------------------------ folding */
 
-/* What a score's error may be, squared: as such, since it is a relative one of its weight; and for one digit as a
- * share of what the codes' own quantization does. docs/numerics.md has what rows of outputs come to. */
-#define ERROR_ALLOWED(n_digits)                                                                    \
-    ((n_digits) == 1 ? 1.5e-2f * 1.5e-2f : (n_digits) == 2 ? 1e-4f * 1e-4f : 2e-6f * 2e-6f)
+/* Of one digit, as a share of what the codes' own quantization does, squared. docs/numerics.md has what rows of outputs
+ * come to. */
 #define SHARE_ALLOWED (0.03f * 0.03f)
 #define TOKENS_OF_SHARE 256u /* of fewer, one or two may decide a row: they take two digits */
+
+/* What a score's error may be as such, squared: it is a relative one of its weight. */
+KIVI_INLINE float error_allowed(uint32_t n_digits, uint32_t bits)
+{
+    const float most = n_digits == 1 ? 1.5e-2f : n_digits == 3 ? 2e-6f : bits == 2 ? 1e-3f : 1e-4f;
+
+    return most * most;
+}
 
 /* Finds the largest scale of each channel, and the mean square. */
 static void find_scales(struct key_batch *b)
@@ -249,7 +255,7 @@ KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *pla
     error = vf_sum(squares) / 4 * 16 / 12 * code;
     if (n_digits == MAX_DIGITS && b->n_blocks == 1)
         return 1;
-    if (error > ERROR_ALLOWED(n_digits))
+    if (error > error_allowed(n_digits, bits))
         return 0;
     return n_digits > 1
            || (b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE
