@@ -99,12 +99,26 @@ __device__ __forceinline__ uint32_t kivi_cuda_v_chunk(uint32_t row, uint32_t chu
     return row * (F::DIM / 4) + (chunk & ~7u) + ((chunk & 7u) ^ (row * F::VN / 8 & 3) * 2);
 }
 
-/* Starts the copy of what is codes of a unit: `page` holds it, `at` is its place there. */
+/* Units of pages whose "codes" are rows of f16: fast_rows.cuh. */
+template <class F>
+__device__ void kivi_cuda_fetch_page(const F &f, unsigned char *to, const unsigned char *page,
+                                     uint32_t at, uint32_t keys, uint32_t values);
+template <class F>
+__device__ void kivi_cuda_score_page(const F &f, const unsigned char *shared, float score[4][2]);
+template <class F>
+__device__ void kivi_cuda_sum_page(F &f, const unsigned char *shared, const uint32_t *keep);
+
+/* Starts the copy of what is codes of a unit, the first `keys` and `values` tokens: `page` holds it, `at`
+ * is its place there. */
 template <class F>
 __device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
-                                                const unsigned char *page, uint32_t at, bool keys,
-                                                bool values)
+                                                const unsigned char *page, uint32_t at,
+                                                uint32_t keys, uint32_t values)
 {
+    if constexpr (F::K_BITS == 16) {
+        kivi_cuda_fetch_page(f, to, page, at, keys, values);
+        return;
+    }
     constexpr uint32_t K_COUNT = F::DIM * F::K_BITS / 4, V_COUNT = F::DIM * F::V_BITS / 4;
     const kivi_layout &k = f.s.k, &v = f.s.v;
     const uint32_t lane = f.lane;
@@ -233,6 +247,10 @@ template <class F>
 __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
                                                          float score[4][2])
 {
+    if constexpr (F::K_BITS == 16) {
+        kivi_cuda_score_page(f, shared, score);
+        return;
+    }
     const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), 11);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
     float sum[2][4] = {}, bias[2];
@@ -295,7 +313,7 @@ __device__ __forceinline__ void kivi_cuda_sum_rest(F &f, const unsigned char *sh
     float part[4] = {0, 0, 0, 0}, *to = precise ? part : f.rest;
     uint4 x = make_uint4(0, 0, 0, 0);
 
-    if (codes && f.g < f.s.v.n_groups)
+    if (F::V_BITS < 16 && codes && f.g < f.s.v.n_groups)
         x = *(const uint4 *)(shared + F::V_SCALES + (f.s.v.n_groups + f.g) * 64 + f.t * 16);
     if (keep) {
         x.x &= ~keep[0];
@@ -410,6 +428,10 @@ template <bool precise, class F>
 __device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *shared,
                                                     const uint32_t *keep)
 {
+    if constexpr (F::V_BITS == 16) {
+        kivi_cuda_sum_page(f, shared, keep);
+        return;
+    }
     uint32_t w[4], w_low[4];
 
 #pragma unroll
@@ -446,7 +468,7 @@ __device__ __forceinline__ bool kivi_cuda_plain_unit(F &f, const unsigned char *
 {
     float score[4][2];
 
-    if (precise)
+    if constexpr (precise)
         kivi_cuda_precise_scores(f, shared, score);
     else if (!kivi_cuda_is_usual(f, shared) || !kivi_cuda_quick_scores(f, shared, score))
         return false;
