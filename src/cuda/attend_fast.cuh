@@ -1,5 +1,5 @@
 /*
- * Attention on tensor cores over packed codes, for head dimensions and bit widths known when compiling.
+ * Attention on tensor cores over packed codes, or pages of f16 rows in their place, for head dimensions and bit widths known when compiling.
  * A warp works on units of 32 tokens on its own; the warps of a block share a segment (schedule.cuh) and
  * merge at its end.
  *

@@ -101,24 +101,23 @@ __device__ __forceinline__ uint32_t kivi_cuda_v_chunk(uint32_t row, uint32_t chu
 
 /* Units of pages whose "codes" are rows of f16: fast_rows.cuh. */
 template <class F>
-__device__ void kivi_cuda_fetch_page(const F &f, unsigned char *to, const unsigned char *page,
-                                     uint32_t at, uint32_t keys, uint32_t values);
+__device__ __forceinline__ void kivi_cuda_fetch_page(const F &f, unsigned char *to,
+                                                     const unsigned char *page, uint32_t at,
+                                                     uint32_t keys, uint32_t values);
 template <class F>
-__device__ void kivi_cuda_score_page(const F &f, const unsigned char *shared, float score[4][2]);
+__device__ __forceinline__ void kivi_cuda_score_page(const F &f, const unsigned char *shared,
+                                                     float score[4][2]);
 template <class F>
-__device__ void kivi_cuda_sum_page(F &f, const unsigned char *shared, const uint32_t *keep);
+__device__ __forceinline__ void kivi_cuda_sum_page(F &f, const unsigned char *shared,
+                                                   const uint32_t *keep);
 
 /* Starts the copy of what is codes of a unit, the first `keys` and `values` tokens: `page` holds it, `at`
  * is its place there. */
 template <class F>
-__device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
-                                                const unsigned char *page, uint32_t at,
-                                                uint32_t keys, uint32_t values)
+__device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char *to,
+                                                       const unsigned char *page, uint32_t at,
+                                                       uint32_t keys, uint32_t values)
 {
-    if constexpr (F::K_BITS == 16) {
-        kivi_cuda_fetch_page(f, to, page, at, keys, values);
-        return;
-    }
     constexpr uint32_t K_COUNT = F::DIM * F::K_BITS / 4, V_COUNT = F::DIM * F::V_BITS / 4;
     const kivi_layout &k = f.s.k, &v = f.s.v;
     const uint32_t lane = f.lane;
@@ -151,6 +150,17 @@ __device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
         if (lane < v.n_groups * 8)
             kivi_cuda_copy16(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT + lane);
     }
+}
+
+template <class F>
+__device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
+                                                const unsigned char *page, uint32_t at,
+                                                uint32_t keys, uint32_t values)
+{
+    if constexpr (F::K_BITS == 16)
+        kivi_cuda_fetch_page(f, to, page, at, keys, values);
+    else
+        kivi_cuda_fetch_packed(f, to, page, at, keys, values);
 }
 
 /* ------------------------------------------------------------------ scores */
@@ -244,13 +254,9 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
 
 /* score[i][j]: token 4 g + i, row 2 t + j, base 2 unless there is a soft cap. */
 template <class F>
-__device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
-                                                         float score[4][2])
+__device__ __forceinline__ void kivi_cuda_score_packed(const F &f, const unsigned char *shared,
+                                                       float score[4][2])
 {
-    if constexpr (F::K_BITS == 16) {
-        kivi_cuda_score_page(f, shared, score);
-        return;
-    }
     const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), 11);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
     float sum[2][4] = {}, bias[2];
@@ -265,6 +271,16 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
         for (int i = 0; i < 4; i++)
             score[2 * m + i / 2][i % 2] = fmaf(sum[m][i], unit_of_codes * f.from_q[i % 2],
                                                bias[i % 2]);
+}
+
+template <class F>
+__device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
+                                                         float score[4][2])
+{
+    if constexpr (F::K_BITS == 16)
+        kivi_cuda_score_page(f, shared, score);
+    else
+        kivi_cuda_score_packed(f, shared, score);
 }
 
 /* Whether a unit's scales keep quick operands in f16's normal range: queries are below 16, weights at most
@@ -425,13 +441,9 @@ __device__ __forceinline__ void kivi_cuda_sum_products(F &f, const unsigned char
 }
 
 template <bool precise, class F>
-__device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *shared,
-                                                    const uint32_t *keep)
+__device__ __forceinline__ void kivi_cuda_sum_packed(F &f, const unsigned char *shared,
+                                                     const uint32_t *keep)
 {
-    if constexpr (F::V_BITS == 16) {
-        kivi_cuda_sum_page(f, shared, keep);
-        return;
-    }
     uint32_t w[4], w_low[4];
 
 #pragma unroll
@@ -459,6 +471,16 @@ __device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *s
     } else {
         kivi_cuda_sum_products<false>(f, shared, w, w_low, 0, 1.0f);
     }
+}
+
+template <bool precise, class F>
+__device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *shared,
+                                                    const uint32_t *keep)
+{
+    if constexpr (F::V_BITS == 16)
+        kivi_cuda_sum_page(f, shared, keep);
+    else
+        kivi_cuda_sum_packed<precise>(f, shared, keep);
 }
 
 /* A unit of codes that every row sees in full. False: it is to be done precisely, and nothing has
