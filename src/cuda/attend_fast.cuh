@@ -1,5 +1,5 @@
 /*
- * Attention on tensor cores over packed codes, for head dimensions and bit widths known when compiling.
+ * Attention on tensor cores over packed codes, or pages of f16 rows in their place, for head dimensions and bit widths known when compiling.
  * A warp works on units of 32 tokens on its own; the warps of a block share a segment (schedule.cuh) and
  * merge at its end.
  *
@@ -72,7 +72,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
     static constexpr int RESULT = (int)(KIVI_CUDA_ROWS * (D + 2) * 4);
     /* A warp's memory holds its units in flight; then one unit and a slice of its rows; in the end its result.
      * That of all warps has to fit into the 99 KB that every device has. */
-    static constexpr int WARPS = 16 * BYTES <= 98304 ? 8 : 4;
+    static constexpr int WARPS = 16 * BYTES <= 98304 ? 8 : 8 * BYTES <= 98304 ? 4 : 2;
     static constexpr int ROOM = 90624 / WARPS;
     static constexpr int STAGES = ROOM / BYTES > 3 ? 3 : ROOM / BYTES;
     static constexpr int SLICE = BYTES + 64 * D <= ROOM ? D : 64; /* channels; 64 bytes to a channel */
@@ -161,7 +161,8 @@ template <class shape, class F> struct kivi_cuda_stream {
     __device__ __forceinline__ void fetch(uint32_t stage)
     {
         if (next < share.n)
-            kivi_cuda_fetch(f, mine + stage * F::BYTES, page, at, true, true);
+            kivi_cuda_fetch(f, mine + stage * F::BYTES, page, at, KIVI_CUDA_UNIT,
+                            KIVI_CUDA_UNIT);
         kivi_cuda_copy_commit();
         for (at += next < share.lead ? shape::WARPS : share.ahead; at >= per_page; at -= per_page)
             pages++;

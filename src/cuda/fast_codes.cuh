@@ -99,11 +99,24 @@ __device__ __forceinline__ uint32_t kivi_cuda_v_chunk(uint32_t row, uint32_t chu
     return row * (F::DIM / 4) + (chunk & ~7u) + ((chunk & 7u) ^ (row * F::VN / 8 & 3) * 2);
 }
 
-/* Starts the copy of what is codes of a unit: `page` holds it, `at` is its place there. */
+/* Units of pages whose "codes" are rows of f16: fast_rows.cuh. */
 template <class F>
-__device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
-                                                const unsigned char *page, uint32_t at, bool keys,
-                                                bool values)
+__device__ __forceinline__ void kivi_cuda_fetch_page(const F &f, unsigned char *to,
+                                                     const unsigned char *page, uint32_t at,
+                                                     uint32_t keys, uint32_t values);
+template <class F>
+__device__ __forceinline__ void kivi_cuda_score_page(const F &f, const unsigned char *shared,
+                                                     float score[4][2]);
+template <class F>
+__device__ __forceinline__ void kivi_cuda_sum_page(F &f, const unsigned char *shared,
+                                                   const uint32_t *keep);
+
+/* Starts the copy of what is codes of a unit, the first `keys` and `values` tokens: `page` holds it, `at`
+ * is its place there. */
+template <class F>
+__device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char *to,
+                                                       const unsigned char *page, uint32_t at,
+                                                       uint32_t keys, uint32_t values)
 {
     constexpr uint32_t K_COUNT = F::DIM * F::K_BITS / 4, V_COUNT = F::DIM * F::V_BITS / 4;
     const kivi_layout &k = f.s.k, &v = f.s.v;
@@ -137,6 +150,17 @@ __device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
         if (lane < v.n_groups * 8)
             kivi_cuda_copy16(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT + lane);
     }
+}
+
+template <class F>
+__device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
+                                                const unsigned char *page, uint32_t at,
+                                                uint32_t keys, uint32_t values)
+{
+    if constexpr (F::K_BITS == 16)
+        kivi_cuda_fetch_page(f, to, page, at, keys, values);
+    else
+        kivi_cuda_fetch_packed(f, to, page, at, keys, values);
 }
 
 /* ------------------------------------------------------------------ scores */
@@ -230,8 +254,8 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
 
 /* score[i][j]: token 4 g + i, row 2 t + j, base 2 unless there is a soft cap. */
 template <class F>
-__device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
-                                                         float score[4][2])
+__device__ __forceinline__ void kivi_cuda_score_packed(const F &f, const unsigned char *shared,
+                                                       float score[4][2])
 {
     const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), 11);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
@@ -247,6 +271,16 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
         for (int i = 0; i < 4; i++)
             score[2 * m + i / 2][i % 2] = fmaf(sum[m][i], unit_of_codes * f.from_q[i % 2],
                                                bias[i % 2]);
+}
+
+template <class F>
+__device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsigned char *shared,
+                                                         float score[4][2])
+{
+    if constexpr (F::K_BITS == 16)
+        kivi_cuda_score_page(f, shared, score);
+    else
+        kivi_cuda_score_packed(f, shared, score);
 }
 
 /* Whether a unit's scales keep quick operands in f16's normal range: queries are below 16, weights at most
@@ -295,7 +329,7 @@ __device__ __forceinline__ void kivi_cuda_sum_rest(F &f, const unsigned char *sh
     float part[4] = {0, 0, 0, 0}, *to = precise ? part : f.rest;
     uint4 x = make_uint4(0, 0, 0, 0);
 
-    if (codes && f.g < f.s.v.n_groups)
+    if (F::V_BITS < 16 && codes && f.g < f.s.v.n_groups)
         x = *(const uint4 *)(shared + F::V_SCALES + (f.s.v.n_groups + f.g) * 64 + f.t * 16);
     if (keep) {
         x.x &= ~keep[0];
@@ -407,8 +441,8 @@ __device__ __forceinline__ void kivi_cuda_sum_products(F &f, const unsigned char
 }
 
 template <bool precise, class F>
-__device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *shared,
-                                                    const uint32_t *keep)
+__device__ __forceinline__ void kivi_cuda_sum_packed(F &f, const unsigned char *shared,
+                                                     const uint32_t *keep)
 {
     uint32_t w[4], w_low[4];
 
@@ -439,6 +473,16 @@ __device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *s
     }
 }
 
+template <bool precise, class F>
+__device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *shared,
+                                                    const uint32_t *keep)
+{
+    if constexpr (F::V_BITS == 16)
+        kivi_cuda_sum_page(f, shared, keep);
+    else
+        kivi_cuda_sum_packed<precise>(f, shared, keep);
+}
+
 /* A unit of codes that every row sees in full. False: it is to be done precisely, and nothing has
  * changed. */
 template <bool precise, class F>
@@ -446,7 +490,7 @@ __device__ __forceinline__ bool kivi_cuda_plain_unit(F &f, const unsigned char *
 {
     float score[4][2];
 
-    if (precise)
+    if constexpr (precise)
         kivi_cuda_precise_scores(f, shared, score);
     else if (!kivi_cuda_is_usual(f, shared) || !kivi_cuda_quick_scores(f, shared, score))
         return false;

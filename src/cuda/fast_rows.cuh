@@ -170,6 +170,53 @@ __device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const uint4 *rows, int 
     }
 }
 
+/* A unit's rows in a page, one after the other; beyond the first `keys` and `values`, zeros. */
+template <class F>
+__device__ __forceinline__ void kivi_cuda_fetch_page(const F &f, unsigned char *to,
+                                                     const unsigned char *page, uint32_t at,
+                                                     uint32_t keys, uint32_t values)
+{
+    constexpr uint32_t PER_ROW = F::DIM / 8, COUNT = KIVI_CUDA_UNIT * PER_ROW;
+
+    page += f.head * f.s.page_head_stride;
+#pragma unroll
+    for (uint32_t part = 0; part < 2; part++) {
+        const uint4 *from = (const uint4 *)(page + part * f.s.page_v_offset) + at * COUNT;
+        uint4 *rows = (uint4 *)(to + part * F::V_CODES);
+        const uint32_t n = part ? values : keys;
+
+        if (n == 0)
+            continue;
+#pragma unroll 8
+        for (uint32_t i = f.lane; i < COUNT; i += 32)
+            kivi_cuda_copy16_or_zero(&rows[kivi_cuda_row_chunk<F::DIM>(i / PER_ROW, i % PER_ROW)],
+                                     from + i, i / PER_ROW < n);
+    }
+}
+
+template <class F>
+__device__ __forceinline__ void kivi_cuda_score_page(const F &f, const unsigned char *shared,
+                                                     float score[4][2])
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        score[i][0] = score[i][1] = 0;
+    kivi_cuda_score_rows<F::DIM>(f, (const uint4 *)shared, 0, score);
+}
+
+/* Of the tokens that `keep` has not. */
+template <class F>
+__device__ __forceinline__ void kivi_cuda_sum_page(F &f, const unsigned char *shared,
+                                                   const uint32_t *keep)
+{
+    uint32_t mask[4];
+
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        mask[i] = keep ? ~keep[i] : 0xffffffffu;
+    kivi_cuda_sum_rows<F::DIM>(f, (const uint4 *)(shared + F::V_CODES), 0, mask);
+}
+
 /* All copies of the warp are there. */
 __device__ __forceinline__ void kivi_cuda_wait_for_all()
 {
@@ -195,7 +242,8 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
     f.find_lane();
     __syncwarp();
     if (k_codes || v_codes)
-        kivi_cuda_fetch(f, shared, page, at, k_codes, v_codes);
+        kivi_cuda_fetch(f, shared, page, at, kivi_cuda_in_unit(u, f.item.k_packed),
+                        kivi_cuda_in_unit(u, f.item.v_packed));
     if (k_rows) {
         const kivi_cuda_rows from = kivi_cuda_key_rows(f.s, f.item, f.head);
 

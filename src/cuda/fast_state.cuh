@@ -30,15 +30,16 @@ __device__ __forceinline__ uint32_t kivi_cuda_in_unit(uint32_t u, uint64_t token
 }
 
 template <int D, int KB, int VB> struct kivi_cuda_fast {
-    static constexpr int KN = 32 / KB, VN = 32 / VB; /* codes of a word */
+    /* Codes of a word; rows of f16 are taken in the order of 8 bits. */
+    static constexpr int KN = KB == 16 ? 4 : 32 / KB, VN = 32 / VB;
     static constexpr int KW = D / KN / 4;            /* words of a token that a lane holds */
     static constexpr int KJ = KN / 4;                /* codes of a byte */
     static constexpr int QR = D / 8;                 /* pairs of query channels that a lane holds */
     static constexpr int CHUNKS = D / 32;            /* of output channels */
     static constexpr int K_BITS = KB, V_BITS = VB, DIM = D;
     /* Where a unit's parts lie in its shared memory, in bytes. */
-    static constexpr int K_SCALES = 4 * D * KB, V_CODES = K_SCALES + 4 * D;
-    static constexpr int V_SCALES = V_CODES + 4 * D * VB, BYTES = V_SCALES + 4 * D;
+    static constexpr int K_SCALES = 4 * D * KB, V_CODES = K_SCALES + (KB == 16 ? 0 : 4 * D);
+    static constexpr int V_SCALES = V_CODES + 4 * D * VB, BYTES = V_SCALES + (VB == 16 ? 0 : 4 * D);
 
     const kivi_cuda_step &s;
     const kivi_cuda_item &item;
@@ -241,7 +242,7 @@ __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
                                                        const kivi_cuda_segment &segment,
                                                        kivi_cuda_queries<D> &to)
 {
-    constexpr int KN = 32 / KB, PER_LANE = D / 32;
+    constexpr int KN = KB == 16 ? 4 : 32 / KB, PER_LANE = D / 32;
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, segment.tile), lane = threadIdx.x % 32;
     const float factor = s.softcap > 0 ? s.scale : s.scale * 1.44269504f;
 

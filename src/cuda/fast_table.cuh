@@ -9,8 +9,8 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
     static constexpr int SHARED = shape::WARPS * shape::WARP_BYTES;
 
-    /* Eight bits are precise always: their quantization error leaves no room for another. */
-    static constexpr bool ALWAYS = KB == 8 || VB == 8;
+    /* Eight bits are precise always: their quantization error leaves no room for another. So is f16. */
+    static constexpr bool ALWAYS = KB >= 8 || VB >= 8;
 
     static cudaError_t launch(const kivi_cuda_step *step, cudaStream_t stream)
     {
@@ -55,6 +55,8 @@ template <int D> struct kivi_cuda_fast_table {
             return kivi_cuda_fast_launch<D, 2, 4>::find(per_sm, warps);
         if (k_bits == 8 && v_bits == 8)
             return kivi_cuda_fast_launch<D, 8, 8>::find(per_sm, warps);
+        if (k_bits == 16 && v_bits == 16)
+            return kivi_cuda_fast_launch<D, 16, 16>::find(per_sm, warps);
         return NULL;
     }
 };
