@@ -1,7 +1,7 @@
 /*
- * Attention on tensor cores over packed codes, or pages of f16 rows in their place, for head dimensions and bit widths known when compiling.
- * A warp works on units of 32 tokens on its own; the warps of a block share a segment (schedule.cuh) and
- * merge at its end.
+ * Attention on tensor cores over packed codes, or pages of f16 rows in their place, for head dimensions and
+ * bit widths known when compiling. A warp works on units of 32 tokens on its own; the warps of a block share
+ * a segment (schedule.cuh) and merge at its end.
  *
  * fast_state.cuh has what a warp holds, fast_codes.cuh the products with codes, fast_rows.cuh those with
  * rows of f16, and this the order: units of codes that every row sees in full stream through shared
