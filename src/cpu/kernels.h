@@ -59,7 +59,8 @@ struct kivi_kernels {
 
     /* scores[r * ld + t] = q[r] . key[t] for all tokens of n_blocks consecutive key blocks.
      * q: [n_rows][dim_pad], padding 0. bits 2, 4, 8. `next`: what the caller reads after these blocks, if
-     * known, else NULL: a kernel may ask the memory for as many bytes of it. */
+     * known, else NULL: a kernel may ask the memory for as many bytes of it. With KIVI_STANDARD fewer than
+     * 256 tokens are scored the more exactly, since one of them may decide a row. */
     void (*k_scores)(const struct kivi_layout *l, const float *q, uint32_t n_rows,
                      const void *blocks, uint32_t n_blocks, const void *next, float *scores,
                      size_t ld, kivi_precision precision);

@@ -111,8 +111,7 @@ template <class F>
 __device__ __forceinline__ void kivi_cuda_sum_page(F &f, const unsigned char *shared,
                                                    const uint32_t *keep);
 
-/* Starts the copy of what is codes of a unit, the first `keys` and `values` tokens: `page` holds it, `at`
- * is its place there. */
+/* Starts the copy of a unit's codes whole, those of keys and of values unless there are none. */
 template <class F>
 __device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char *to,
                                                        const unsigned char *page, uint32_t at,
@@ -152,6 +151,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char
     }
 }
 
+/* Starts the copy of what a page has of a unit, the first `keys` and `values` tokens: `at` is its place there. */
 template <class F>
 __device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
                                                 const unsigned char *page, uint32_t at,

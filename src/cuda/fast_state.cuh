@@ -29,9 +29,11 @@ __device__ __forceinline__ uint32_t kivi_cuda_in_unit(uint32_t u, uint64_t token
     return token < unit ? 0 : token - unit < KIVI_CUDA_UNIT ? (uint32_t)(token - unit) : KIVI_CUDA_UNIT;
 }
 
+/* Codes of a word of keys; rows of f16 are taken in the order of 8 bits. */
+template <int KB> constexpr int kivi_cuda_key_codes = KB == 16 ? 4 : 32 / KB;
+
 template <int D, int KB, int VB> struct kivi_cuda_fast {
-    /* Codes of a word; rows of f16 are taken in the order of 8 bits. */
-    static constexpr int KN = KB == 16 ? 4 : 32 / KB, VN = 32 / VB;
+    static constexpr int KN = kivi_cuda_key_codes<KB>, VN = 32 / VB; /* codes of a word */
     static constexpr int KW = D / KN / 4;            /* words of a token that a lane holds */
     static constexpr int KJ = KN / 4;                /* codes of a byte */
     static constexpr int QR = D / 8;                 /* pairs of query channels that a lane holds */
@@ -242,7 +244,7 @@ __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
                                                        const kivi_cuda_segment &segment,
                                                        kivi_cuda_queries<D> &to)
 {
-    constexpr int KN = KB == 16 ? 4 : 32 / KB, PER_LANE = D / 32;
+    constexpr int KN = kivi_cuda_key_codes<KB>, PER_LANE = D / 32;
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, segment.tile), lane = threadIdx.x % 32;
     const float factor = s.softcap > 0 ? s.scale : s.scale * 1.44269504f;
 

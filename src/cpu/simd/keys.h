@@ -480,7 +480,16 @@ static void gather_outliers(struct key_batch *b)
     }
 }
 
-/* Scores of rows for which steps that all blocks share are too wide. */
+/* Scores of rows in three digits. Returns how many there are for which steps that all blocks share are too wide. */
+static uint32_t score_finest(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
+                             float *scores, size_t ld)
+{
+    return b->l->bits == 2   ? score_3_2(b, q, rows, n, scores, ld)
+           : b->l->bits == 4 ? score_3_4(b, q, rows, n, scores, ld)
+                             : score_3_8(b, q, rows, n, scores, ld);
+}
+
+/* The same block by block, each with steps of its own. */
 static void score_one_by_one(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
                              float *scores, size_t ld)
 {
@@ -491,12 +500,7 @@ static void score_one_by_one(struct key_batch *b, const float *q, uint32_t *rows
     b->n_blocks = 1;
     for (i = 0; i < n_blocks; i++, b->blocks += b->l->block_bytes) {
         find_scales(b);
-        if (b->l->bits == 2)
-            score_3_2(b, q, rows, n, scores, ld);
-        else if (b->l->bits == 4)
-            score_3_4(b, q, rows, n, scores, ld);
-        else
-            score_3_8(b, q, rows, n, scores, ld);
+        score_finest(b, q, rows, n, scores, ld);
         scores += b->l->tokens;
     }
     b->blocks = blocks;
@@ -510,27 +514,21 @@ static void score_one_by_one(struct key_batch *b, const float *q, uint32_t *rows
 static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *scores, size_t ld,
                         kivi_precision precision)
 {
-    const int standard = precision == KIVI_STANDARD && !b->is_dwarfed;
     uint32_t rows[MAX_ROWS] = {0, 1, 2, 3};
 
-    if (b->l->bits == 2) {
-        if (standard)
+    if (precision == KIVI_STANDARD && !b->is_dwarfed) {
+        if (b->l->bits == 2) {
             n = score_1_2(b, q, rows, n, scores, ld);
-        if (standard && n > 0)
-            n = score_2_2(b, q, rows, n, scores, ld);
-        if (n > 0)
-            n = score_3_2(b, q, rows, n, scores, ld);
-    } else if (b->l->bits == 4) {
-        if (standard)
+            if (n > 0)
+                n = score_2_2(b, q, rows, n, scores, ld);
+        } else if (b->l->bits == 4) {
             n = score_2_4(b, q, rows, n, scores, ld);
-        if (n > 0)
-            n = score_3_4(b, q, rows, n, scores, ld);
-    } else {
-        if (standard)
+        } else {
             n = score_2_8(b, q, rows, n, scores, ld);
-        if (n > 0)
-            n = score_3_8(b, q, rows, n, scores, ld);
+        }
     }
+    if (n > 0)
+        n = score_finest(b, q, rows, n, scores, ld);
     if (n > 0)
         score_one_by_one(b, q, rows, n, scores, ld);
 }
