@@ -12,58 +12,41 @@
 #include "../examples/lm/error.h"
 #include "../examples/lm/forward.h"
 #include "../examples/lm/model.h"
+#include "../examples/lm/store.h"
 #include "support/suite.h"
 
 #define MAX_BACKENDS 16
 #define MAX_TEXT 2048
 
-struct cache {
-    kivi_cache *cache;
-    kivi_seq seq;
-};
-
 struct reading {
     const struct lm_model *model;
-    struct cache f16, precise[MAX_BACKENDS], standard[MAX_BACKENDS];
+    struct lm_store *f16, *precise[MAX_BACKENDS], *standard[MAX_BACKENDS];
     double worst[MAX_BACKENDS]; /* row, as a share of the quantization error */
     uint32_t bits, position;
 };
 
-static void open_cache(struct cache *c, const struct lm_model *m, uint32_t bits,
-                       const char *backend)
+static void open_store(struct lm_store **store, const struct lm_model *model, uint32_t bits,
+                       const char *backend, kivi_precision precision)
 {
-    kivi_config config;
-    kivi_error error;
+    const struct lm_cache_options options = {.group_size = 32,
+                                             .residual_length = 128,
+                                             .n_threads = 1,
+                                             .precision = precision,
+                                             .backend = backend};
+    const struct lm_cache_type type = {.name = "cache", .k_bits = bits, .v_bits = bits};
+    struct lm_error error;
 
-    kivi_config_init(&config);
-    config.n_layers = m->n_layers;
-    config.n_q_heads = m->n_heads;
-    config.n_kv_heads = m->n_kv_heads;
-    config.k_dim = m->k_dim;
-    config.v_dim = m->v_dim;
-    config.k_bits = config.v_bits = bits;
-    config.n_threads = 1;
-    config.backend = backend;
-    if (kivi_cache_create(&config, &c->cache, &error) || kivi_seq_create(c->cache, &c->seq, &error))
-        ck_abort_msg("%s, %u bits: %s", backend ? backend : "best", bits, error.message);
+    if (lm_store_create(model, &type, &options, 1, MAX_TEXT, store, &error))
+        ck_abort_msg("%s, %u bits: %s", backend ? backend : "best", bits, error.text);
 }
 
-static void attend_with(const struct cache *c, const struct lm_model *m, uint32_t layer,
-                        const struct lm_heads *heads, kivi_precision precision, float *out)
+static void attend_with(struct lm_store *store, uint32_t layer, struct lm_heads heads, float *out)
 {
-    const ptrdiff_t stride = (ptrdiff_t)heads->stride;
-    kivi_item item = {.seq = c->seq, .n_new = 1, .n_q = 1, .q_position = KIVI_NEWEST};
-    kivi_attention attention;
-    kivi_error error;
+    struct lm_error error;
 
-    item.q = (kivi_in){heads->q, KIVI_F32, stride, m->k_dim};
-    item.k = (kivi_in){heads->k, KIVI_F32, stride, m->k_dim};
-    item.v = (kivi_in){heads->v, KIVI_F32, stride, m->v_dim};
-    item.out = (kivi_out){out, KIVI_F32, 0, 0};
-    kivi_attention_init(&attention);
-    attention.precision = precision;
-    if (kivi_run(c->cache, layer, &item, 1, &attention, &error))
-        ck_abort_msg("layer %u: %s", layer, error.message);
+    heads.out = out;
+    if (lm_store_attend(store, layer, &heads, 1, &error))
+        ck_abort_msg("%s", error.text);
 }
 
 static double distance(const float *a, const float *b, uint32_t n)
@@ -95,20 +78,20 @@ static int attend(void *context, uint32_t layer, const struct lm_heads *heads,
 
     (void)error;
     ck_assert(precise && standard);
-    attend_with(&r->f16, m, layer, heads, KIVI_PRECISE, heads->out);
+    attend_with(r->f16, layer, *heads, heads->out);
     for (i = 0; i < backend_count(); i++) {
         uint32_t h;
 
         if (!is_tested(i))
             continue;
-        attend_with(&r->precise[i], m, layer, heads, KIVI_PRECISE, precise);
-        attend_with(&r->standard[i], m, layer, heads, KIVI_STANDARD, standard);
+        attend_with(r->precise[i], layer, *heads, precise);
+        attend_with(r->standard[i], layer, *heads, standard);
         for (h = 0; h < m->n_heads; h++) {
             const float *row = precise + (size_t)h * dim;
             const double quantization = distance(row, heads->out + (size_t)h * dim, dim);
             const double by = distance(row, standard + (size_t)h * dim, dim);
 
-            /* what exact arithmetic is only known to, twice */
+            /* both are off by as much as KIVI_PRECISE may be */
             if (by <= 2e-5 * distance(row, (const float[512]){0}, dim))
                 continue;
             if (by > 0.05 * quantization)
@@ -154,12 +137,12 @@ static void read_with(uint32_t bits)
     ck_assert_uint_le(model.v_dim, 512);
     ck_assert_int_le(backend_count(), MAX_BACKENDS);
     r.model = &model;
-    open_cache(&r.f16, &model, 16, NULL);
+    open_store(&r.f16, &model, 16, NULL, KIVI_PRECISE);
     for (i = 0; i < backend_count(); i++) {
         if (!is_tested(i))
             continue;
-        open_cache(&r.precise[i], &model, bits, backend_name(i));
-        open_cache(&r.standard[i], &model, bits, backend_name(i));
+        open_store(&r.precise[i], &model, bits, backend_name(i), KIVI_PRECISE);
+        open_store(&r.standard[i], &model, bits, backend_name(i), KIVI_STANDARD);
     }
     for (; r.position < n; r.position++)
         if (lm_forward_run(forward, text + r.position, &r.position, 1, attend, &r, logits, &error))
@@ -169,10 +152,10 @@ static void read_with(uint32_t bits)
             continue;
         printf("%u tokens, %s, %u bits: worst row at %.2g of the quantization error\n", n,
                backend_name(i), bits, r.worst[i]);
-        kivi_cache_destroy(r.precise[i].cache);
-        kivi_cache_destroy(r.standard[i].cache);
+        lm_store_destroy(r.precise[i]);
+        lm_store_destroy(r.standard[i]);
     }
-    kivi_cache_destroy(r.f16.cache);
+    lm_store_destroy(r.f16);
     lm_forward_destroy(forward);
     lm_model_free(&model);
 }
