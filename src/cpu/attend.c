@@ -1,14 +1,9 @@
-/* One part's share of the attention, and the merge of what several parts share. */
+/* Where the tokens of a task lie, its attention to some of them, and its rows in and out. */
 #include <math.h>
 #include <string.h>
 
 #include "../core/half.h"
-#include "driver.h"
-
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
+#include "attend.h"
 
 static uint64_t round_up(uint64_t n, uint64_t multiple)
 {
@@ -80,17 +75,8 @@ struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t 
 
 /* ------------------------------------------------------------------ one chunk */
 
-/* A task in the hands of a part. */
-struct work {
-    const struct kivi_plan *plan;
-    const struct kivi_task *task;
-    struct kivi_part *part;
-    const struct kivi_layer_geometry *layer;
-    float max[KIVI_ROW_BLOCK], sum[KIVI_ROW_BLOCK]; /* of each row so far */
-};
-
 /* Where the packed blocks of token `t` lie, if they are packed: a hint for what is read next. */
-static const void *packed_at(const struct work *w, uint64_t t,
+static const void *packed_at(const struct kivi_work *w, uint64_t t,
                              struct kivi_run_of_tokens find(const struct kivi_plan *, size_t,
                                                             uint32_t, uint64_t))
 {
@@ -101,7 +87,7 @@ static const void *packed_at(const struct work *w, uint64_t t,
 }
 
 /* Scores of tokens [begin, end), begin a multiple of KIVI_UNIT, into part->scores. */
-static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
+static void score_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
 {
     const struct kivi_kernels *kernels = w->plan->kernels;
     const struct kivi_step *step = w->plan->step;
@@ -117,7 +103,7 @@ static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
         float *scores = w->part->scores + (t - begin);
 
         if (run.stride) {
-            kernels->f16_scores(l->dim, w->part->q, l->dim_pad, task->n_rows, run.data, run.stride,
+            kernels->f16_scores(l->dim, w->q, l->dim_pad, task->n_rows, run.data, run.stride,
                                 (uint32_t)n, packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK);
         } else {
             /* Where values are still exact nothing hides an error of the scores, and a few tokens may decide a
@@ -125,21 +111,21 @@ static void score_chunk(struct work *w, uint64_t begin, uint64_t end)
             if (t + n > item->before.v_packed)
                 n = min_u64(n, KIVI_CHUNK / 2);
             n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
-            kernels->k_scores(l, w->part->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
+            kernels->k_scores(l, w->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
                               packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK,
                               step->attention.precision);
         }
         t += n;
     }
     if (begin < sinks) /* in full precision whatever their codes are */
-        kernels->f16_scores(l->dim, w->part->q, l->dim_pad, task->n_rows,
+        kernels->f16_scores(l->dim, w->q, l->dim_pad, task->n_rows,
                             kivi_sink_key(step->geometry, item->window, task->kv_head, begin),
                             l->dim, (uint32_t)(min_u64(sinks, end) - begin), NULL, w->part->scores,
                             KIVI_CHUNK);
 }
 
 /* Scores to unnormalized weights; tokens that a row does not see get 0. */
-static void weigh_chunk(struct work *w, uint64_t begin, uint64_t end)
+static void weigh_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
 {
     const struct kivi_kernels *kernels = w->plan->kernels;
     const struct kivi_step *step = w->plan->step;
@@ -175,8 +161,7 @@ static void weigh_chunk(struct work *w, uint64_t begin, uint64_t end)
 
             if (w->sum[r] > 0) {
                 w->sum[r] *= shrink;
-                kernels->scale(w->part->out + (size_t)r * w->layer->v.dim_pad, w->layer->v.dim,
-                               shrink);
+                kernels->scale(w->out + (size_t)r * w->layer->v.dim_pad, w->layer->v.dim, shrink);
             }
             w->max[r] = max;
         }
@@ -184,7 +169,7 @@ static void weigh_chunk(struct work *w, uint64_t begin, uint64_t end)
     }
 }
 
-static void clear_weights(struct work *w, uint64_t from, uint64_t to)
+static void clear_weights(struct kivi_work *w, uint64_t from, uint64_t to)
 {
     uint32_t r;
 
@@ -194,7 +179,7 @@ static void clear_weights(struct work *w, uint64_t from, uint64_t to)
 }
 
 /* out += weights . values, over tokens [begin, end). */
-static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
+static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
 {
     const struct kivi_kernels *kernels = w->plan->kernels;
     const struct kivi_step *step = w->plan->step;
@@ -212,7 +197,7 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
 
         n = min_u64(run.n_tokens, end - t);
         kernels->f16_accumulate(l->dim, part->scores + (t - begin), KIVI_CHUNK, task->n_rows,
-                                run.data, run.stride, (uint32_t)n, NULL, part->out, l->dim_pad);
+                                run.data, run.stride, (uint32_t)n, NULL, w->out, l->dim_pad);
     }
     if (begin >= packed)
         return;
@@ -221,23 +206,30 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
     if (begin < sinks) {
         kernels->f16_accumulate(l->dim, part->scores, KIVI_CHUNK, task->n_rows,
                                 kivi_sink_value(step->geometry, item->window, task->kv_head, begin),
-                                l->dim, (uint32_t)(sinks - begin), NULL, part->out, l->dim_pad);
+                                l->dim, (uint32_t)(sinks - begin), NULL, w->out, l->dim_pad);
         clear_weights(w, 0, sinks - begin);
     }
     for (t = begin; t < packed; t += n) {
         const struct kivi_run_of_tokens run =
             kivi_find_values(w->plan, task->item, task->kv_head, t);
         const float *weights = part->scores + (t - begin);
-        const void *next = packed_at(w, t + KIVI_CHUNK, kivi_find_keys);
+        const void *next = packed_at(w->after, w->after > w ? t : t + KIVI_CHUNK, kivi_find_keys);
 
         n = min_u64(run.n_tokens, packed - t);
         if (run.stride)
             kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data, run.stride,
-                                    (uint32_t)n, next, part->out, l->dim_pad);
+                                    (uint32_t)n, next, w->out, l->dim_pad);
         else
             kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data, (uint32_t)n, next,
-                                  part->out, step->attention.precision);
+                                  w->out, step->attention.precision);
     }
+}
+
+void kivi_attend_chunk(struct kivi_work *w, uint64_t begin, uint64_t end)
+{
+    score_tokens(w, begin, end);
+    weigh_tokens(w, begin, end);
+    sum_tokens(w, begin, end);
 }
 
 /* ---------------------------------------------------------------- rows in and out */
@@ -246,7 +238,7 @@ static void sum_chunk(struct work *w, uint64_t begin, uint64_t end)
 #define MAX_QUERY 1e30f
 
 /* The task's query rows to f32, times the softmax scale. Returns 0 if one is not finite. */
-static int load_queries(struct work *w)
+static int load_queries(struct kivi_work *w)
 {
     const struct kivi_step *step = w->plan->step;
     const struct kivi_geometry *g = step->geometry;
@@ -260,7 +252,7 @@ static int load_queries(struct work *w)
         const uint32_t head =
             w->task->kv_head * g->heads_per_kv + (uint32_t)(row % g->heads_per_kv);
         const ptrdiff_t at = (ptrdiff_t)token * q->token_stride + (ptrdiff_t)head * q->head_stride;
-        float *to = w->part->q + (size_t)r * l->dim_pad;
+        float *to = w->q + (size_t)r * l->dim_pad;
         int finite = 1;
 
         for (c = 0; c < l->dim; c++) {
@@ -288,6 +280,18 @@ static int load_queries(struct work *w)
     return 1;
 }
 
+int kivi_begin_work(struct kivi_work *w)
+{
+    uint32_t r;
+
+    memset(w->out, 0, (size_t)w->task->n_rows * w->layer->v.dim_pad * sizeof *w->out);
+    for (r = 0; r < w->task->n_rows; r++) {
+        w->max[r] = -INFINITY;
+        w->sum[r] = 0;
+    }
+    return load_queries(w);
+}
+
 /* A dequantized value may lie a rounding above the largest f16: no infinity comes of it. */
 static uint16_t f16_of_output(float x)
 {
@@ -296,9 +300,8 @@ static uint16_t f16_of_output(float x)
                                                  : x);
 }
 
-/* Normalizes row r of the task and writes it where the caller wants it. */
-static void write_row(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t r,
-                      const float *row, float max, float sum)
+void kivi_write_row(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t r,
+                    const float *row, float max, float sum)
 {
     const struct kivi_step *step = plan->step;
     const struct kivi_geometry *g = step->geometry;
@@ -332,172 +335,4 @@ static void write_row(const struct kivi_plan *plan, const struct kivi_task *task
         else
             ((uint16_t *)io->out.data)[at + (ptrdiff_t)c] = f16_of_output(row[c] * factor);
     }
-}
-
-/* ------------------------------------------------------------------- parts */
-
-static uint64_t cost_at(const struct kivi_plan *plan, uint32_t part)
-{
-    const uint64_t n = plan->step->n_parts;
-
-    /* Without overflow for costs up to 2^64 / 1024. */
-    return plan->total_cost / n * part + plan->total_cost % n * part / n;
-}
-
-/* Units [*from, *to) of the task belong to the part. */
-static void share_of(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t part,
-                     uint64_t *from, uint64_t *to)
-{
-    const uint64_t begin = cost_at(plan, part), end = cost_at(plan, part + 1);
-    const uint64_t cost = task->unit_cost;
-
-    *from = begin > task->cost_before
-                ? min_u64((begin - task->cost_before + cost - 1) / cost, task->n_units)
-                : 0;
-    *to = end > task->cost_before
-              ? min_u64((end - task->cost_before + cost - 1) / cost, task->n_units)
-              : 0;
-}
-
-/* The first task that ends after `cost`. */
-static size_t task_at(const struct kivi_plan *plan, uint64_t cost)
-{
-    size_t low = 0, high = plan->n_tasks;
-
-    while (low < high) {
-        const size_t middle = low + (high - low) / 2;
-        const struct kivi_task *task = &plan->tasks[middle];
-
-        if (task->cost_before + task->n_units * task->unit_cost <= cost)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-static float *partial_of(const struct kivi_plan *plan, uint32_t part, int begun_earlier)
-{
-    return plan->parts[part].partial + (begun_earlier ? 0 : plan->partial_floats);
-}
-
-static void attend_task(struct work *w, uint64_t from, uint64_t to, uint32_t part)
-{
-    const struct kivi_task *task = w->task;
-    const uint32_t width = w->layer->v.dim_pad;
-    const uint64_t end = min_u64(task->begin + to * KIVI_UNIT, task->end);
-    uint64_t t = task->begin + from * KIVI_UNIT;
-    uint32_t r;
-
-    if (!load_queries(w))
-        return;
-    memset(w->part->out, 0, (size_t)task->n_rows * width * sizeof *w->part->out);
-    for (r = 0; r < task->n_rows; r++) {
-        w->max[r] = -INFINITY;
-        w->sum[r] = 0;
-    }
-    while (t < end) {
-        const uint64_t next = min_u64((t / KIVI_CHUNK + 1) * KIVI_CHUNK, end);
-
-        score_chunk(w, t, next);
-        weigh_chunk(w, t, next);
-        sum_chunk(w, t, next);
-        t = next;
-    }
-    if (from == 0 && to == task->n_units) {
-        for (r = 0; r < task->n_rows; r++)
-            write_row(w->plan, task, r, w->part->out + (size_t)r * width, w->max[r], w->sum[r]);
-    } else {
-        float *partial = partial_of(w->plan, part, from > 0);
-
-        memcpy(partial, w->part->out, (size_t)task->n_rows * width * sizeof *partial);
-        partial += (size_t)w->plan->block_rows * width;
-        memcpy(partial, w->max, task->n_rows * sizeof *partial);
-        memcpy(partial + w->plan->block_rows, w->sum, task->n_rows * sizeof *partial);
-    }
-}
-
-void kivi_attend_part(struct kivi_plan *plan, uint32_t part)
-{
-    struct work w = {.plan = plan, .part = &plan->parts[part]};
-    size_t i;
-
-    w.layer = &plan->step->geometry->layers[plan->step->layer];
-    for (i = task_at(plan, cost_at(plan, part)); i < plan->n_tasks; i++) {
-        uint64_t from, to;
-
-        w.task = &plan->tasks[i];
-        if (w.task->cost_before >= cost_at(plan, part + 1))
-            break;
-        share_of(plan, w.task, part, &from, &to);
-        if (from < to)
-            attend_task(&w, from, to, part);
-    }
-}
-
-/* Adds the partial result of a later part to the row: the log-sum-exp merge. */
-static void merge_row(float *out, float *max, float *sum, const float *other, float other_max,
-                      float other_sum, uint32_t n)
-{
-    float keep, add;
-    uint32_t c;
-
-    if (other_sum == 0)
-        return;
-    keep = *max >= other_max ? 1.0f : expf(*max - other_max);
-    add = other_max >= *max ? 1.0f : expf(other_max - *max);
-    for (c = 0; c < n; c++)
-        out[c] = out[c] * keep + other[c] * add;
-    *sum = *sum * keep + other_sum * add;
-    *max = *max >= other_max ? *max : other_max;
-}
-
-/* Merges into the result of the first part that has a share of the task. */
-static void merge_task(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t first)
-{
-    const struct kivi_layout *l = &plan->step->geometry->layers[plan->step->layer].v;
-    const uint32_t width = l->dim_pad;
-    float *result = partial_of(plan, first, 0);
-    float *max = result + (size_t)plan->block_rows * width, *sum = max + plan->block_rows;
-    uint64_t from, to;
-    uint32_t r, p;
-
-    for (p = first + 1; p < plan->step->n_parts; p++) {
-        const float *other = partial_of(plan, p, 1);
-        const float *other_max = other + (size_t)plan->block_rows * width;
-
-        share_of(plan, task, p, &from, &to);
-        if (from == to && from == task->n_units)
-            break;
-        if (from == to)
-            continue;
-        for (r = 0; r < task->n_rows; r++)
-            merge_row(result + (size_t)r * width, &max[r], &sum[r], other + (size_t)r * width,
-                      other_max[r], other_max[plan->block_rows + r], l->dim);
-    }
-    for (r = 0; r < task->n_rows; r++)
-        write_row(plan, task, r, result + (size_t)r * width, max[r], sum[r]);
-}
-
-void kivi_finish_part(struct kivi_plan *plan, uint32_t part)
-{
-    kivi_merge_part(plan, part);
-    kivi_quantize_part(plan, part);
-}
-
-void kivi_merge_part(struct kivi_plan *plan, uint32_t part)
-{
-    const uint64_t cost = cost_at(plan, part + 1);
-    uint64_t from, to;
-    size_t i;
-
-    /* A shared task is merged by the part that began it: the last task of its share. */
-    if (plan->n_tasks == 0 || cost == 0)
-        return;
-    i = task_at(plan, cost - 1);
-    if (i == plan->n_tasks)
-        return;
-    share_of(plan, &plan->tasks[i], part, &from, &to);
-    if (from == 0 && to > 0 && to < plan->tasks[i].n_units)
-        merge_task(plan, &plan->tasks[i], part);
 }

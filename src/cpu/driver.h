@@ -13,13 +13,18 @@
 #include "../core/backend.h"
 #include "kernels.h"
 
-#define KIVI_UNIT 128u      /* tokens; a multiple of every group size */
-#define KIVI_CHUNK 256u     /* tokens that are scored, weighed and summed before the next ones */
-#define KIVI_ROW_BLOCK 32u  /* query rows that share one pass over the tokens */
+#define KIVI_UNIT 128u     /* tokens; a multiple of every group size */
+#define KIVI_CHUNK 256u    /* tokens that are scored, weighed and summed before the next ones */
+#define KIVI_ROW_BLOCK 32u /* query rows of a task, and those that a part has in hand at a time */
+
+static inline uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
 
 struct kivi_task {
     uint32_t item, kv_head;
-    uint32_t first_row, n_rows; /* row r is query r / heads_per_kv, head r % heads_per_kv of the group */
+    uint32_t first_row, n_rows; /* row r: query r / heads_per_kv, head r % heads_per_kv of a group */
     uint64_t begin, end;        /* tokens that any of the rows sees; begin is a multiple of KIVI_UNIT */
     uint64_t n_units, unit_cost;
     uint64_t cost_before; /* of all tasks before this one */
@@ -27,9 +32,11 @@ struct kivi_task {
 
 /* What one part of a step has to itself. */
 struct kivi_part {
-    float *q;        /* [block_rows][k_dim_pad] */
-    float *scores;   /* [block_rows][KIVI_CHUNK] */
-    float *out;      /* [block_rows][v_dim_pad] */
+    float *q;        /* [part_rows][k_dim_pad] */
+    float *scores;   /* [task_rows][KIVI_CHUNK] */
+    float *out;      /* [part_rows][v_dim_pad] */
+    float *max;      /* [part_rows], of the scores so far */
+    float *sum;      /* [part_rows], of the weights */
     float *partial;  /* two results: a task begun by an earlier part, one that a later part ends */
     uint16_t *group; /* [group_size][k_dim], a key group put together from two places */
     /* The first input found not finite: which == NULL if none. */
@@ -48,8 +55,9 @@ struct kivi_plan {
     size_t n_tasks;
     uint64_t total_cost;
     struct kivi_part *parts;
-    uint32_t block_rows;   /* of the largest task */
-    size_t partial_floats; /* of one partial result: out [block_rows][v_dim_pad], maxima, sums */
+    uint32_t task_rows;    /* of the largest task */
+    uint32_t part_rows;    /* of the tasks that a part has in hand at a time, at most */
+    size_t partial_floats; /* of one partial result: out [task_rows][v_dim_pad], maxima, sums */
     uint16_t **staged_k;   /* of each item: [n_kv_heads][n_new][k_dim] */
     uint16_t **staged_v;   /* [n_kv_heads][n_new][v_dim] */
 };
@@ -64,8 +72,8 @@ struct kivi_run_of_tokens {
 /* Where tokens from `position` on lie, as the step's queries see them. */
 struct kivi_run_of_tokens kivi_find_keys(const struct kivi_plan *plan, size_t item, uint32_t head,
                                          uint64_t position);
-struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t item,
-                                           uint32_t head, uint64_t position);
+struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t item, uint32_t head,
+                                           uint64_t position);
 
 /* Plan of a step, with all its memory from `allocator`; NULL if there is none. */
 struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi_step *step,

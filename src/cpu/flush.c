@@ -9,11 +9,6 @@
 /* Tokens of one head that are staged or quantized by one part at a time. */
 #define SLAB 128u
 
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 static uint64_t max_u64(uint64_t a, uint64_t b)
 {
     return a > b ? a : b;

@@ -19,16 +19,6 @@
 static inline void kivi_prefetch(const void *address)
 {
 #if defined(__GNUC__)
-    __builtin_prefetch(address, 0, 2);
-#else
-    (void)address;
-#endif
-}
-
-/* The same for a line that is read next but for a few thousand bytes. */
-static inline void kivi_prefetch_close(const void *address)
-{
-#if defined(__GNUC__)
     __builtin_prefetch(address, 0, 3);
 #else
     (void)address;

@@ -23,16 +23,16 @@ static void *carve(struct carver *c, uint64_t n, uint64_t size)
     return piece;
 }
 
-static size_t count_tasks(const struct kivi_step *step, uint32_t *block_rows)
+static size_t count_tasks(const struct kivi_step *step, uint32_t *task_rows)
 {
     size_t n = 0, i;
 
-    *block_rows = 0;
+    *task_rows = 0;
     for (i = 0; i < step->n_items; i++) {
         const uint64_t rows = step->items[i].io.n_q * step->geometry->heads_per_kv;
 
-        if (rows > *block_rows)
-            *block_rows = rows < KIVI_ROW_BLOCK ? (uint32_t)rows : KIVI_ROW_BLOCK;
+        if (rows > *task_rows)
+            *task_rows = rows < KIVI_ROW_BLOCK ? (uint32_t)rows : KIVI_ROW_BLOCK;
         n += (size_t)((rows + KIVI_ROW_BLOCK - 1) / KIVI_ROW_BLOCK) * step->geometry->n_kv_heads;
     }
     return n;
@@ -87,12 +87,11 @@ static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
     const struct kivi_step *step = plan->step;
     const struct kivi_geometry *g = step->geometry;
     const struct kivi_layer_geometry *l = &g->layers[step->layer];
-    const uint64_t rows = plan->block_rows;
     uint32_t p;
     size_t i;
 
     plan->n_tasks = n_tasks;
-    plan->partial_floats = rows * (l->v.dim_pad + 2);
+    plan->partial_floats = (size_t)plan->task_rows * (l->v.dim_pad + 2);
     plan->tasks = carve(c, n_tasks, sizeof *plan->tasks);
     plan->parts = carve(c, step->n_parts, sizeof *plan->parts);
     plan->staged_k = carve(c, step->n_items, sizeof *plan->staged_k);
@@ -101,9 +100,11 @@ static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
         struct kivi_part part = {0};
 
         if (n_tasks) {
-            part.q = carve(c, rows * l->k.dim_pad, sizeof *part.q);
-            part.scores = carve(c, rows * KIVI_CHUNK, sizeof *part.scores);
-            part.out = carve(c, rows * l->v.dim_pad, sizeof *part.out);
+            part.q = carve(c, plan->part_rows * l->k.dim_pad, sizeof *part.q);
+            part.scores = carve(c, plan->task_rows * KIVI_CHUNK, sizeof *part.scores);
+            part.out = carve(c, plan->part_rows * l->v.dim_pad, sizeof *part.out);
+            part.max = carve(c, plan->part_rows, sizeof *part.max);
+            part.sum = carve(c, plan->part_rows, sizeof *part.sum);
             part.partial = carve(c, 2 * plan->partial_floats, sizeof *part.partial);
         }
         part.group = carve(c, (uint64_t)g->group_size * g->k_dim, sizeof *part.group);
@@ -162,9 +163,11 @@ struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi
                                  const kivi_allocator *allocator)
 {
     struct kivi_plan sizes = {.kernels = kernels, .step = step}, *plan;
-    const size_t n_tasks = count_tasks(step, &sizes.block_rows);
+    const size_t n_tasks = count_tasks(step, &sizes.task_rows);
+    const uint64_t rows = (uint64_t)sizes.task_rows * step->geometry->n_kv_heads;
     struct carver carver = {NULL, 0};
 
+    sizes.part_rows = rows < KIVI_ROW_BLOCK ? (uint32_t)rows : KIVI_ROW_BLOCK;
     carve(&carver, 1, sizeof sizes);
     lay_out(&sizes, &carver, n_tasks);
     if (carver.at > SIZE_MAX)

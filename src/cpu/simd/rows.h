@@ -93,7 +93,7 @@ KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint3
         if (2 * c % LINE == 0) {
             KIVI_UNROLL
             for (i = 0; i < n_tokens; i++)
-                kivi_prefetch_close(ahead + (size_t)n_tokens * 2 * c + i * LINE);
+                kivi_prefetch(ahead + (size_t)n_tokens * 2 * c + i * LINE);
         }
         add_products(q + c, q_stride, n_rows, rows + c, stride, n_tokens, 0, sum);
     }
@@ -166,7 +166,7 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
             const VF x = vf_load_half(rows + v * LANES);
 
             if (2 * v * LANES % LINE == 0)
-                kivi_prefetch_close(ahead + 2 * v * LANES);
+                kivi_prefetch(ahead + 2 * v * LANES);
             KIVI_UNROLL
             for (r = 0; r < n_rows; r++)
                 sum[r * width + v] = vf_fma(vf_set(p[r * ld + t]), x, sum[r * width + v]);
