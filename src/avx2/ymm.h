@@ -93,6 +93,7 @@ KIVI_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
 KIVI_INLINE VF vf_abs(VF a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 KIVI_INLINE VF vf_of(VI a) { return _mm256_cvtepi32_ps(a); }
 KIVI_INLINE VI vi_round(VF a) { return _mm256_cvtps_epi32(a); } /* nearest, ties to even */
+KIVI_INLINE VF vf_nearest(VF a) { return _mm256_round_ps(a, 8); } /* whole number, as vi_round */
 KIVI_INLINE VI vi_bits(VF a) { return _mm256_castps_si256(a); }
 KIVI_INLINE VF vf_bits(VI a) { return _mm256_castsi256_ps(a); }
 
@@ -103,6 +104,15 @@ KIVI_INLINE uint32_t vm_lanes(VM m) { return (uint32_t)_mm256_movemask_ps(m); }
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm256_sub_epi32(n, _mm256_castps_si256(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm256_blendv_ps(no, yes, m); }
+
+/* a * 2^n, n whole and a normal number's exponent, where m; else 0, whatever a and n are. */
+KIVI_INLINE VF vf_times_power(VF a, VF n, VM m)
+{
+    /* the bits of 2^n as a number */
+    const VF bits = vf_fma(n, vf_set(0x1p23f), vf_set(127 * 0x1p23f));
+
+    return _mm256_and_ps(m, vf_mul(a, vf_bits(vi_round(bits))));
+}
 
 /* The larger of a, which is not negative, and the size of b. */
 KIVI_INLINE VF vf_larger(VF a, VF b) { return vf_max(a, vf_abs(b)); }

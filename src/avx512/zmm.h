@@ -88,6 +88,7 @@ KIVI_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm512_fmadd_ps(a, b, c); }
 KIVI_INLINE VF vf_abs(VF a) { return _mm512_abs_ps(a); }
 KIVI_INLINE VF vf_of(VI a) { return _mm512_cvtepi32_ps(a); }
 KIVI_INLINE VI vi_round(VF a) { return _mm512_cvtps_epi32(a); } /* nearest, ties to even */
+KIVI_INLINE VF vf_nearest(VF a) { return _mm512_roundscale_ps(a, 8); } /* whole number, as vi_round */
 KIVI_INLINE VI vi_bits(VF a) { return _mm512_castps_si512(a); }
 KIVI_INLINE VF vf_bits(VI a) { return _mm512_castsi512_ps(a); }
 
@@ -98,6 +99,9 @@ KIVI_INLINE uint32_t vm_lanes(VM m) { return m; }
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return _mm512_mask_add_epi32(n, m, n, vi_set(1)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return _mm512_mask_blend_ps(m, no, yes); }
+
+/* a * 2^n, n whole and a normal number's exponent, where m; else 0, whatever a and n are. */
+KIVI_INLINE VF vf_times_power(VF a, VF n, VM m) { return _mm512_maskz_scalef_ps(m, a, n); }
 
 /* The larger of a, which is not negative, and the size of b. */
 KIVI_INLINE VF vf_larger(VF a, VF b) { return _mm512_range_ps(a, b, 11); }

@@ -108,6 +108,7 @@ KIVI_INLINE VF vf_fma(VF a, VF b, VF c) { return vfmaq_f32(c, a, b); }
 KIVI_INLINE VF vf_abs(VF a) { return vabsq_f32(a); }
 KIVI_INLINE VF vf_of(VI a) { return vcvtq_f32_s32(a); }
 KIVI_INLINE VI vi_round(VF a) { return vcvtnq_s32_f32(a); } /* nearest, ties to even */
+KIVI_INLINE VF vf_nearest(VF a) { return vrndnq_f32(a); } /* whole number, as vi_round */
 KIVI_INLINE VI vi_bits(VF a) { return vreinterpretq_s32_f32(a); }
 KIVI_INLINE VF vf_bits(VI a) { return vreinterpretq_f32_s32(a); }
 
@@ -123,6 +124,16 @@ KIVI_INLINE uint32_t vm_lanes(VM m)
 /* n, and 1 more where m. */
 KIVI_INLINE VI vi_count(VI n, VM m) { return vsubq_s32(n, vreinterpretq_s32_u32(m)); }
 KIVI_INLINE VF vf_select(VM m, VF yes, VF no) { return vbslq_f32(m, yes, no); }
+
+/* a * 2^n, n whole and a normal number's exponent, where m; else 0, whatever a and n are. */
+KIVI_INLINE VF vf_times_power(VF a, VF n, VM m)
+{
+    /* the bits of 2^n as a number */
+    const VF bits = vf_fma(n, vf_set(0x1p23f), vf_set(127 * 0x1p23f));
+
+    return vreinterpretq_f32_u32(
+        vandq_u32(m, vreinterpretq_u32_f32(vf_mul(a, vf_bits(vi_round(bits))))));
+}
 
 /* The larger of a, which is not negative, and the size of b. */
 KIVI_INLINE VF vf_larger(VF a, VF b) { return vmaxq_f32(a, vabsq_f32(b)); }
