@@ -91,7 +91,7 @@ __device__ unsigned char *slab_blocks(const kivi_cuda_step &s, const kivi_cuda_i
     const kivi_layout &l = is_value ? s.v : s.k;
     const uint32_t per_page = s.page_tokens / SLAB;
 
-    return kivi_cuda_pages(s, item)[slab / per_page] + head * s.page_head_stride
+    return kivi_cuda_page(s, item, slab / per_page) + head * s.page_head_stride
            + (is_value ? s.page_v_offset : 0)
            + (size_t)(slab % per_page * SLAB / l.tokens) * l.block_bytes;
 }

@@ -16,57 +16,6 @@
 /* Units of a warp in one round: those that it left out are bits of the lanes' words. */
 #define KIVI_CUDA_ROUND 1024u
 
-/* The results of a block's warps, `stride` floats apart, become one in `merged`; with `add`, together with
- * what is there. */
-template <int WARPS>
-__device__ __forceinline__ void kivi_cuda_merge_warps(const float *result, uint32_t stride,
-                                                      uint32_t width, float *merged, bool add)
-{
-    const uint32_t unit_at = KIVI_CUDA_ROWS * width, sum_at = unit_at + KIVI_CUDA_ROWS;
-    __shared__ float weight[WARPS + 1][KIVI_CUDA_ROWS];
-
-    if (threadIdx.x < KIVI_CUDA_ROWS) {
-        const uint32_t row = threadIdx.x;
-        float unit[WARPS + 1], sum[WARPS + 1], max = -INFINITY, total = 0;
-
-#pragma unroll
-        for (int w = 0; w <= WARPS; w++) {
-            const float *from = w < WARPS ? result + w * stride : merged;
-
-            sum[w] = w < WARPS || add ? from[sum_at + row] : 0.0f;
-            unit[w] = sum[w] > 0 ? from[unit_at + row] : -INFINITY;
-            max = fmaxf(max, unit[w]);
-        }
-#pragma unroll
-        for (int w = 0; w <= WARPS; w++) {
-            const float f = sum[w] > 0 ? exp2f(unit[w] - max) : 0.0f;
-
-            weight[w][row] = f;
-            total += sum[w] * f;
-        }
-        merged[unit_at + row] = max;
-        merged[sum_at + row] = total;
-    }
-    __syncthreads();
-    for (uint32_t i = threadIdx.x; i < unit_at / 4; i += blockDim.x) {
-        float4 x = add ? ((float4 *)merged)[i] : make_float4(0, 0, 0, 0);
-        const uint32_t row = i / (width / 4);
-        const float keep = weight[WARPS][row];
-
-        x = make_float4(x.x * keep, x.y * keep, x.z * keep, x.w * keep);
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            const float4 y = ((const float4 *)(result + w * stride))[i];
-            const float f = weight[w][row];
-
-            x = make_float4(fmaf(y.x, f, x.x), fmaf(y.y, f, x.y), fmaf(y.z, f, x.z),
-                            fmaf(y.w, f, x.w));
-        }
-        ((float4 *)merged)[i] = x;
-    }
-    __syncthreads();
-}
-
 template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
     static constexpr int BYTES = kivi_cuda_fast<D, KB, VB>::BYTES;
     static constexpr int RESULT = (int)(KIVI_CUDA_ROWS * (D + 2) * 4);
@@ -86,22 +35,29 @@ struct kivi_cuda_plain {
     uint32_t begin, end;
 };
 
-__device__ __forceinline__ kivi_cuda_plain kivi_cuda_find_plain(const kivi_cuda_step &s,
-                                                                const kivi_cuda_item &item,
-                                                                const kivi_cuda_segment &g)
+/* What a block works on, for all of its warps. */
+struct kivi_cuda_task {
+    kivi_cuda_item item;
+    kivi_cuda_segment segment;
+    kivi_cuda_plain plain;
+};
+
+/* The block's segment number i, after number i - 1 there. By one warp. */
+__device__ __forceinline__ void kivi_cuda_next_task(const kivi_cuda_step &s, uint32_t i, kivi_cuda_task &task)
 {
-    const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile);
-    const uint64_t first = kivi_cuda_position(s, item, g.tile, 0);
-    const uint64_t last = kivi_cuda_position(s, item, g.tile, n_rows - 1);
-    uint64_t begin = s.window && last >= s.window ? last - s.window + 1 : 0;
-    uint64_t end = item.k_packed < item.v_packed ? item.k_packed : item.v_packed;
+    kivi_cuda_segment g = task.segment;
     kivi_cuda_plain plain;
 
-    begin = ((begin > s.n_sink ? begin : s.n_sink) + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT;
-    end = (first + 1 < end ? first + 1 : end) / KIVI_CUDA_UNIT;
-    plain.begin = begin < g.begin ? g.begin : begin < g.end ? (uint32_t)begin : g.end;
-    plain.end = end < plain.begin ? plain.begin : end < g.end ? (uint32_t)end : g.end;
-    return plain;
+    static_assert(sizeof(kivi_cuda_item) % 16 == 0, "items are copied 16 bytes at a time");
+    kivi_cuda_next(s, i, g);
+    if (threadIdx.x < sizeof(kivi_cuda_item) / 16)
+        ((uint4 *)&task.item)[threadIdx.x] = ((const uint4 *)&kivi_cuda_items(s)[g.item])[threadIdx.x];
+    __syncwarp();
+    kivi_cuda_see(s, task.item, g, &plain.begin, &plain.end);
+    if (threadIdx.x == 0) {
+        task.segment = g;
+        task.plain = plain;
+    }
 }
 
 /*
@@ -138,33 +94,32 @@ template <class shape, class F> struct kivi_cuda_stream {
     unsigned char *const *pages;
     const unsigned char *page; /* of the next to be fetched, */
     uint32_t at, next;         /* its place there, and its number */
-    const uint32_t per_page;
 
     __device__ __forceinline__ kivi_cuda_stream(const F &state,
                                                 const kivi_cuda_share<shape::WARPS> &what,
                                                 unsigned char *memory)
-        : f(state), share(what), mine(memory), next(0), per_page(f.s.page_tokens / KIVI_CUDA_UNIT)
+        : f(state), share(what), mine(memory), next(0)
     {
-        const uint32_t unit = share.unit(0);
+        const uint32_t unit = share.unit(0), index = kivi_cuda_divide(unit, f.s.units_per_page);
 
-        pages = kivi_cuda_pages(f.s, f.item) + unit / per_page;
-        at = unit % per_page;
-        page = share.n ? *pages : NULL;
+        pages = kivi_cuda_pages(f.s, f.item) + index;
+        at = unit - index * f.s.units_per_page.by;
+        page = share.n ? kivi_cuda_page(f.s, f.item, index) : NULL; /* sooner than through a pointer */
     }
 
     __device__ __forceinline__ void start()
     {
         for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
-            fetch(i);
+            fetch(mine + i * F::BYTES);
     }
 
-    __device__ __forceinline__ void fetch(uint32_t stage)
+    __device__ __forceinline__ void fetch(unsigned char *to)
     {
         if (next < share.n)
-            kivi_cuda_fetch(f, mine + stage * F::BYTES, page, at, KIVI_CUDA_UNIT,
-                            KIVI_CUDA_UNIT);
+            kivi_cuda_fetch(f, to, page, at, KIVI_CUDA_UNIT, KIVI_CUDA_UNIT);
         kivi_cuda_copy_commit();
-        for (at += next < share.lead ? shape::WARPS : share.ahead; at >= per_page; at -= per_page)
+        for (at += next < share.lead ? shape::WARPS : share.ahead; at >= f.s.units_per_page.by;
+             at -= f.s.units_per_page.by)
             pages++;
         next++;
         if (next < share.n)
@@ -176,16 +131,18 @@ template <class shape, class F> struct kivi_cuda_stream {
 template <class shape, bool precise, class F>
 __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape, F> &stream)
 {
-    uint32_t stage = 0, left_out = 0;
+    unsigned char *const last = stream.mine + (shape::STAGES - 1) * F::BYTES;
+    unsigned char *stage = stream.mine;
+    uint32_t left_out = 0;
 
 #pragma unroll 1
     for (uint32_t i = 0; i < stream.share.n; i++) {
         kivi_cuda_copy_wait<shape::STAGES - 2>();
         __syncwarp();
-        stream.fetch(stage == 0 ? shape::STAGES - 1 : stage - 1);
-        if (!kivi_cuda_plain_unit<precise>(f, stream.mine + stage * F::BYTES) && f.lane == i / 32)
+        stream.fetch(stage == stream.mine ? last : stage - F::BYTES);
+        if (!kivi_cuda_plain_unit<precise>(f, stage) && f.lane == i / 32)
             left_out |= 1u << i % 32;
-        stage = stage + 1 < shape::STAGES ? stage + 1 : 0;
+        stage = stage == last ? stream.mine : stage + F::BYTES;
     }
     kivi_cuda_copy_wait<0>();
     __syncwarp();
@@ -200,9 +157,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
                                                   const kivi_cuda_segment &segment,
                                                   const kivi_cuda_plain &plain)
 {
-    const uint32_t per_page = f.s.page_tokens / KIVI_CUDA_UNIT;
     const uint32_t before = plain.begin - segment.begin;
-    unsigned char *const *pages = kivi_cuda_pages(f.s, f.item);
     uint32_t edge = shape::WARPS - 1 - share.warp;
     uint32_t words = __ballot_sync(0xffffffffu, left_out != 0), word = 0, bits = 0;
 
@@ -227,7 +182,10 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
         const bool codes = (uint64_t)u * KIVI_CUDA_UNIT < f.item.k_packed
                            || (uint64_t)u * KIVI_CUDA_UNIT < f.item.v_packed;
 
-        kivi_cuda_any_unit<shape::SLICE>(f, mine, codes ? pages[u / per_page] : NULL, u % per_page, u);
+        const uint32_t index = kivi_cuda_divide(u, f.s.units_per_page);
+
+        kivi_cuda_any_unit<shape::SLICE>(f, mine, codes ? kivi_cuda_page(f.s, f.item, index) : NULL,
+                                         u - index * f.s.units_per_page.by, u);
     }
 }
 
@@ -240,53 +198,53 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
     constexpr uint32_t ROUND = (KIVI_CUDA_ROUND - 64) * shape::WARPS; /* none has 64 more than others */
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ kivi_cuda_queries<D> queries;
-    __shared__ __align__(16) float merged[shape::RESULT / 4];
-    __shared__ kivi_cuda_item item;
+    __shared__ kivi_cuda_task task;
+    const kivi_cuda_item &item = task.item;
+    const kivi_cuda_segment &segment = task.segment;
+    const kivi_cuda_plain &plain = task.plain;
     unsigned char *mine = shared + threadIdx.x / 32 * shape::WARP_BYTES;
-    kivi_cuda_cursor cursor = kivi_cuda_first(s, blockIdx.x);
-    kivi_cuda_segment segment;
     bool waited = s.tables != NULL; /* which may still be on their way */
 
     if (waited)
         kivi_cuda_wait_for_stream();
-    while (kivi_cuda_next(s, cursor, segment)) {
-        static_assert(sizeof item % 16 == 0, "items are copied 16 bytes at a time");
-        if (threadIdx.x < sizeof item / 16)
-            ((uint4 *)&item)[threadIdx.x] =
-                ((const uint4 *)&kivi_cuda_items(s)[segment.item])[threadIdx.x];
+    for (uint32_t i = 0; i < kivi_cuda_starts(s)[blockIdx.x].n_tasks; i++) {
+        if (threadIdx.x < 32)
+            kivi_cuda_next_task(s, i, task);
         __syncthreads();
-        const kivi_cuda_plain plain = kivi_cuda_find_plain(s, item, segment);
         const uint32_t n_edges = segment.end - segment.begin - (plain.end - plain.begin);
+        kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
         uint32_t begin = plain.begin, end;
 
         do { /* a round; nearly always the only one */
             end = plain.end - begin < ROUND ? plain.end : begin + ROUND;
             const uint32_t edges = end < plain.end ? 0 : n_edges; /* the last round has them */
             const kivi_cuda_share<shape::WARPS> share(begin, end, edges);
-            kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
             kivi_cuda_stream<shape, decltype(f)> stream(f, share, mine);
             uint32_t left_out;
 
-            if (!waited) {
+            if (!waited && plain.end > item.settled) {
                 kivi_cuda_wait_for_stream();
                 waited = true;
             }
             stream.start();
+            if (!waited) {
+                kivi_cuda_wait_for_stream();
+                waited = true;
+            }
             if (begin == plain.begin) {
                 kivi_cuda_load_queries<D, KB>(s, item, segment, queries);
                 __syncthreads();
+                f.take_queries();
             }
-            f.take_queries();
             left_out = kivi_cuda_flow<shape, precise>(f, stream);
             kivi_cuda_trickle<shape>(f, mine, share, left_out, edges, segment, plain);
-            __syncwarp();
-            f.store((float *)mine);
-            __syncthreads();
-            kivi_cuda_merge_warps<shape::WARPS>((float *)shared, shape::WARP_BYTES / 4, D, merged,
-                                                begin != plain.begin);
             begin = end;
         } while (end < plain.end);
-        kivi_cuda_finish(s, item, segment, merged, D);
+        __syncwarp();
+        f.store((float *)mine);
+        __syncthreads();
+        kivi_cuda_finish(s, item, segment, (const float *)shared, shape::WARPS, shape::WARP_BYTES / 4, D,
+                         (float4 *)shared, shape::WARPS * shape::WARP_BYTES / 16);
         __syncthreads();
     }
     if (!waited)

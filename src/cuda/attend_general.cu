@@ -4,11 +4,12 @@
  * token for the scores, one to some channels for the output.
  */
 #include "kernels.cuh"
-#include "schedule.cuh"
+#include "results.cuh"
 
 namespace {
 
 constexpr uint32_t THREADS = 128, TOKENS = 128, MAX_DIM = 512, PER_THREAD = MAX_DIM / THREADS;
+constexpr uint32_t ROOM = 512; /* float4, to merge in */
 
 struct alignas(16) tile_state {
     float q[KIVI_CUDA_ROWS][MAX_DIM]; /* then the result */
@@ -38,7 +39,7 @@ __device__ void score_token(const kivi_cuda_step &s, const kivi_cuda_item &item,
         kivi_cuda_row from = row;
 
         if (!row.data) {
-            page = kivi_cuda_pages(s, item)[token / s.page_tokens] + head * s.page_head_stride;
+            page = kivi_cuda_page(s, item, (uint32_t)(token / s.page_tokens)) + head * s.page_head_stride;
             from.data = page + token % s.page_tokens / s.k.tokens * s.k.block_bytes;
             from.at = (int64_t)(token % s.k.tokens) * dim;
         }
@@ -53,7 +54,7 @@ __device__ void score_token(const kivi_cuda_step &s, const kivi_cuda_item &item,
                     score[r] = fmaf(q[r][c + i], __half2float(x.half[i]), score[r]);
         }
     } else {
-        const unsigned char *page = kivi_cuda_pages(s, item)[token / s.page_tokens]
+        const unsigned char *page = kivi_cuda_page(s, item, (uint32_t)(token / s.page_tokens))
                                     + head * s.page_head_stride;
         const unsigned char *block = page
                                      + token % s.page_tokens / s.k.tokens * s.k.block_bytes;
@@ -82,7 +83,7 @@ __device__ void score_token(const kivi_cuda_step &s, const kivi_cuda_item &item,
 __device__ float packed_value(const kivi_cuda_step &s, const kivi_cuda_item &item, uint32_t head,
                               uint64_t token, uint32_t c)
 {
-    const unsigned char *page = kivi_cuda_pages(s, item)[token / s.page_tokens]
+    const unsigned char *page = kivi_cuda_page(s, item, (uint32_t)(token / s.page_tokens))
                                 + head * s.page_head_stride + s.page_v_offset;
     const unsigned char *block = page + token % s.page_tokens / s.v.tokens * s.v.block_bytes;
     const uint32_t in = token % s.v.tokens;
@@ -107,9 +108,9 @@ __device__ void load_queries(const kivi_cuda_step &s, const kivi_cuda_item &item
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile);
 
     for (uint32_t i = threadIdx.x; i < KIVI_CUDA_ROWS * s.k.dim; i += THREADS) {
-        const uint32_t r = i / s.k.dim, c = i % s.k.dim, line = g.tile * KIVI_CUDA_ROWS + r;
-        const uint32_t token = line / s.heads_per_kv;
-        const uint32_t head = g.head * s.heads_per_kv + line % s.heads_per_kv;
+        const uint32_t r = i / s.k.dim, c = i % s.k.dim;
+        const uint32_t token = kivi_cuda_query(s, g.tile, r);
+        const uint32_t head = kivi_cuda_query_head(s, g, r, token);
         float x = 0;
 
         if (r < n_rows) {
@@ -136,7 +137,7 @@ __device__ void weigh(const kivi_cuda_step &s, const kivi_cuda_item &item,
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
 
     for (uint32_t r = 0; r < KIVI_CUDA_ROWS; r++) {
-        const uint64_t position = kivi_cuda_position(s, item, g.tile, r);
+        const uint64_t position = item.q_position + kivi_cuda_query(s, g.tile, r);
         float max;
 
         if (s.softcap > 0)
@@ -181,12 +182,17 @@ __device__ void weigh(const kivi_cuda_step &s, const kivi_cuda_item &item,
 __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_cuda_step s)
 {
     __shared__ tile_state m;
-    kivi_cuda_cursor cursor = kivi_cuda_first(s, blockIdx.x);
+    __shared__ float4 room[ROOM];
     kivi_cuda_segment g;
 
     kivi_cuda_wait_for_stream();
-    while (kivi_cuda_next(s, cursor, g)) {
+    for (uint32_t segment = 0; segment < kivi_cuda_starts(s)[blockIdx.x].n_tasks; segment++) {
+        kivi_cuda_next(s, segment, g);
+
         const kivi_cuda_item &item = kivi_cuda_items(s)[g.item];
+
+        kivi_cuda_see(s, item, g, NULL, NULL);
+
         const kivi_cuda_rows keys = kivi_cuda_key_rows(s, item, g.head);
         const kivi_cuda_rows values = kivi_cuda_value_rows(s, item, g.head);
         const uint64_t stop = (uint64_t)g.end * KIVI_CUDA_UNIT;
@@ -242,7 +248,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
             result[KIVI_CUDA_ROWS * (s.v.dim + 1) + threadIdx.x] = m.sum[threadIdx.x];
         }
         __syncthreads();
-        kivi_cuda_finish(s, item, g, result, s.v.dim);
+        kivi_cuda_finish(s, item, g, result, 1, 0, s.v.dim, room, ROOM);
         __syncthreads();
     }
 }

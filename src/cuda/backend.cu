@@ -3,9 +3,10 @@
  * device's primary context, which it shares with the host application.
  *
  * Sources: backend.cu (this: devices, and what a cache keeps), blocks.cu (device memory), run.cu (a
- * step from the host's side), attend_fast.cuh and fast_*.cu (attention on tensor cores),
- * attend_general.cu (attention for every shape), append.cu (quantizing and storing), upload.cu (tables
- * too long for kernel arguments), step.cuh and schedule.cuh (what all kernels share).
+ * step from the host's side), schedule.cu (how its attention is split), attend_fast.cuh and fast_*.cu
+ * (attention on tensor cores), attend_general.cu (attention for every shape), results.cuh (what becomes of
+ * their results), append*.cu (quantizing and storing), upload.cu (tables too long for kernel arguments),
+ * step.cuh and schedule.cuh (what all kernels share).
  */
 #include <stdio.h>
 #include <string.h>
@@ -69,18 +70,19 @@ kivi_status check_device(int device, kivi_error *error)
 }
 
 /* How the layer's attention is done. */
-kivi_cuda_path find_path(const struct kivi_layer_geometry *l, int multiprocessors)
+kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_heads, int multiprocessors)
 {
+    const bool is_small = l->page_head_stride * n_kv_heads <= UINT32_MAX; /* a page: fast_codes.cuh */
     kivi_cuda_path path;
     int per_sm = 0, warps = 0;
 
-    path.attend = l->k.dim == l->v.dim
+    path.attend = l->k.dim == l->v.dim && is_small
                       ? kivi_cuda_find_fast(l->k.dim, l->k.bits, l->v.bits, &per_sm, &warps)
                       : NULL;
     path.fast = path.attend != NULL;
     if (!path.fast) {
         path.attend = kivi_cuda_attend_general;
-        per_sm = 8;
+        per_sm = 6; /* by its shared memory */
     }
     path.max_parts = (uint32_t)(per_sm * multiprocessors);
     path.least_cost = path.fast ? (uint32_t)warps : GENERAL_LEAST_COST;
@@ -105,7 +107,7 @@ kivi_status find_paths(kivi_cuda_context *c, kivi_error *error)
                && (g->layers[j].k.bits != g->layers[i].k.bits
                    || g->layers[j].v.bits != g->layers[i].v.bits))
             j++;
-        c->paths[i] = j < i ? c->paths[j] : find_path(&g->layers[i], multiprocessors);
+        c->paths[i] = j < i ? c->paths[j] : find_path(&g->layers[i], g->n_kv_heads, multiprocessors);
     }
     return kivi_cuda_status(cudaGetLastError(), "kernels of the device", error);
 }

@@ -25,6 +25,11 @@ struct kivi_cuda_path {
     bool fast;
 };
 
+/* Tokens that became codes in a call, at most, of one sequence. */
+struct kivi_cuda_news {
+    uint64_t k, v;
+};
+
 struct kivi_cuda_context {
     const struct kivi_geometry *geometry;
     kivi_allocator allocator;
@@ -40,6 +45,7 @@ struct kivi_cuda_context {
     cudaEvent_t copied;   /* after the last copy of a block */
     cudaStream_t stream;
     bool step_pending, copy_pending; /* whether the events were recorded since */
+    struct kivi_cuda_news last;      /* in the last step */
     volatile unsigned long long *bad; /* mapped host memory: kivi_cuda_report */
     unsigned long long *bad_on_device;
     struct kivi_cuda_buffer partials, arrivals, tables, staging;
@@ -74,6 +80,23 @@ kivi_status kivi_cuda_block_read(void *context, void *host, const void *block, s
                                  size_t bytes, kivi_error *error);
 kivi_status kivi_cuda_block_write(void *context, void *block, size_t offset, const void *host,
                                   size_t bytes, kivi_error *error);
+
+/* What the attention of a step takes, in units of codes. */
+struct kivi_cuda_work {
+    uint64_t cost, n_tasks;
+    uint64_t task_cost; /* of every task; 0 if they differ */
+};
+
+/* schedule.cu. Finds the work, and each item's share in it; false if it is too much for one call. */
+bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda_work *work);
+
+/* How many parts to make of it: so that all have something to do, and, if few remain idle by it, so that none
+ * begins in one task and ends in another, which costs it as much as many units. */
+uint32_t kivi_cuda_choose_parts(const kivi_cuda_path *path, const kivi_cuda_work *work);
+
+/* Divides it into n equal shares. Returns how many of them have a unit: the parts. `starts` takes n + 1. */
+uint32_t kivi_cuda_divide_work(const kivi_cuda_step *s, const kivi_cuda_item *items, const kivi_cuda_work *work,
+                               uint32_t n, kivi_cuda_start *starts);
 
 /* run.cu */
 kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *error);

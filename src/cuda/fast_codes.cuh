@@ -47,25 +47,14 @@ __device__ __forceinline__ void kivi_cuda_load_pairs(uint32_t x[n], const unsign
     }
 }
 
-/* The largest of the lane's share, four, of n f16 numbers, none below 0 and n at most 128: its bits. */
-__device__ __forceinline__ uint32_t kivi_cuda_own_largest(const unsigned char *scales, uint32_t n,
-                                                          uint32_t lane)
-{
-    uint32_t x;
-
-    if (lane * 4 >= n)
-        return 0;
-    const uint2 v = *(const uint2 *)(scales + lane * 8);
-
-    x = kivi_cuda_bits(__hmax2(kivi_cuda_half2(v.x), kivi_cuda_half2(v.y)));
-    return max(x & 0xffffu, x >> 16);
-}
-
-/* Of all n. */
+/* The largest of n f16 numbers, none below 0; n is 32, 64 or 128: its bits. */
 __device__ __forceinline__ uint32_t kivi_cuda_largest(const unsigned char *scales, uint32_t n,
                                                       uint32_t lane)
 {
-    return __reduce_max_sync(0xffffffffu, kivi_cuda_own_largest(scales, n, lane));
+    const uint2 v = *(const uint2 *)(scales + (lane & (n / 4 - 1)) * 8);
+    const uint32_t x = kivi_cuda_bits(__hmax2(kivi_cuda_half2(v.x), kivi_cuda_half2(v.y)));
+
+    return __reduce_max_sync(0xffffffffu, max(x & 0xffffu, x >> 16));
 }
 
 /* k such that 2^k times an f16 of these bits has exponent `exponent`, as far as 2^k is an f16 itself. */
@@ -122,32 +111,33 @@ __device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char
     const uint32_t lane = f.lane;
     uint4 *to16 = (uint4 *)to;
 
-    page += f.head * f.s.page_head_stride;
+    page += f.in_page; /* offsets there are below 2^32: backend.cu */
     if (keys) {
         const uint32_t per_block = k.tokens / KIVI_CUDA_UNIT; /* 1, 2 or 4 */
         const uint32_t shift = 31 - __clz(per_block);
-        const uint4 *block = (const uint4 *)(page + (at >> shift) * k.block_bytes);
-        const uint4 *codes = block + (at & (per_block - 1)) * K_COUNT;
-        const uint4 *scales = block + k.code_bytes / 16;
+        const uint32_t block = (at >> shift) * (uint32_t)k.block_bytes;
+        const uint4 *codes = (const uint4 *)(page + (block + (at & (per_block - 1)) * (K_COUNT * 16)));
 
 #pragma unroll
         for (uint32_t i = 0; i < K_COUNT; i += 32)
             if (K_COUNT >= 32 || lane < K_COUNT)
-                kivi_cuda_copy16(&to16[kivi_cuda_k_chunk((i + lane) / 8, lane % 8)],
-                                 codes + i + lane);
+                kivi_cuda_copy16(&to16[kivi_cuda_k_chunk((i + lane) / 8, lane % 8)], codes + i);
         if (F::DIM / 4 >= 32 || lane < F::DIM / 4)
-            kivi_cuda_copy16(&to16[F::K_SCALES / 16 + lane], scales + lane);
+            kivi_cuda_copy16(&to16[F::K_SCALES / 16 + lane], page + (block + (uint32_t)k.code_bytes));
     }
     if (values) {
-        const uint4 *codes = (const uint4 *)(page + f.s.page_v_offset + at * v.block_bytes);
+        const uint4 *codes =
+            (const uint4 *)(page + ((uint32_t)f.s.page_v_offset + at * (uint32_t)v.block_bytes));
 
 #pragma unroll
-        for (uint32_t i = lane; i < V_COUNT; i += 32)
-            kivi_cuda_copy16(&to16[F::V_CODES / 16
-                                   + kivi_cuda_v_chunk<F>(i / (F::DIM / 4), i % (F::DIM / 4))],
-                             codes + i);
+        for (uint32_t i = 0; i < V_COUNT; i += 32)
+            if (V_COUNT >= 32 || lane < V_COUNT)
+                kivi_cuda_copy16(&to16[F::V_CODES / 16
+                                       + kivi_cuda_v_chunk<F>((i + lane) / (F::DIM / 4),
+                                                              (i + lane) % (F::DIM / 4))],
+                                 codes + i);
         if (lane < v.n_groups * 8)
-            kivi_cuda_copy16(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT + lane);
+            kivi_cuda_copy16(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT);
     }
 }
 
@@ -288,13 +278,11 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
 template <class F>
 __device__ __forceinline__ bool kivi_cuda_is_usual(const F &f, const unsigned char *shared)
 {
-    const uint32_t k = kivi_cuda_own_largest(shared + F::K_SCALES, F::DIM, f.lane);
-    const uint32_t v =
-        kivi_cuda_own_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
+    const uint32_t k = kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane);
+    const uint32_t v = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
 
-    return __all_sync(0xffffffffu, k <= 0x6bfdu && v < 0x4400u)           /* 4090 and 4 */
-           && __any_sync(0xffffffffu, k >= 0x1c00u)                       /* 2^-8 */
-           && __any_sync(0xffffffffu, v >= 0x1000u);                      /* 2^-11 */
+    return k - 0x1c00u <= 0x6bfdu - 0x1c00u    /* 2^-8 to 4090 */
+           && v - 0x1000u < 0x4400u - 0x1000u; /* 2^-11 to below 4 */
 }
 
 /* The same scores in one f16 to an operand; false if they are so large that this would show. */
@@ -350,6 +338,13 @@ __device__ __forceinline__ void kivi_cuda_sum_rest(F &f, const unsigned char *sh
     }
 }
 
+/* How far up in its byte the first code of a pair stands: at 2 bits a lane has the upper or the lower half of
+ * each byte. */
+template <class F> __device__ __forceinline__ uint32_t kivi_cuda_value_shift(const F &f)
+{
+    return F::V_BITS == 2 ? 4 * (f.t & 1) : 0;
+}
+
 /* y[k][c]: codes of channel 4 g + c of a chunk, tokens 8 t + 4 k + 0,1 and 2,3. */
 template <class F>
 __device__ __forceinline__ void kivi_cuda_value_codes(const F &f, const unsigned char *shared,
@@ -370,19 +365,15 @@ __device__ __forceinline__ void kivi_cuda_value_codes(const F &f, const unsigned
             }
         }
     } else {
-        const uint32_t mask = ((1u << F::V_BITS) - 1u) * 0x00010001u;
+        const uint32_t mask = ((1u << F::V_BITS) - 1u) * 0x00010001u << kivi_cuda_value_shift(f);
         const uint4 v =
             codes[kivi_cuda_v_chunk<F>(F::V_BITS == 2 ? f.t / 2 : f.t, f.g) + 8 * chunk];
-        uint32_t x[4] = {v.x, v.y, v.z, v.w};
+        const uint32_t x[4] = {v.x, v.y, v.z, v.w};
 
 #pragma unroll
         for (int c = 0; c < 4; c++) {
-            uint32_t a, b;
+            const uint32_t a = __byte_perm(x[c], 0, 0x4140), b = __byte_perm(x[c], 0, 0x4342);
 
-            if (F::V_BITS == 2) /* the upper or the lower half of each byte */
-                x[c] >>= 4 * (f.t & 1);
-            a = __byte_perm(x[c], 0, 0x4140);
-            b = __byte_perm(x[c], 0, 0x4342);
             y[0][c][0] = a & mask;
             y[0][c][1] = b & mask;
             y[1][c][0] = a & mask << F::V_BITS;
@@ -452,10 +443,11 @@ __device__ __forceinline__ void kivi_cuda_sum_packed(F &f, const unsigned char *
         if (precise)
             w_low[k] = keep ? f.p_low[k] & ~keep[k] : f.p_low[k];
     }
-    if (F::V_BITS < 8) /* the second code of each pair stands 2^bits higher */
+    if (F::V_BITS < 8) /* the second code of each pair stands 2^bits higher than the first */
 #pragma unroll
-        for (int k = 2; k < 4; k++) {
-            const uint32_t down = F::V_BITS == 2 ? 0x34003400u : 0x2c002c00u;
+        for (int k = F::V_BITS == 2 ? 0 : 2; k < 4; k++) {
+            const uint32_t down =
+                kivi_cuda_power2(-(int)kivi_cuda_value_shift(f) - (k < 2 ? 0 : F::V_BITS));
 
             w[k] = kivi_cuda_mul2(w[k], down);
             if (precise)

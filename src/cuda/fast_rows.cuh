@@ -178,7 +178,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_page(const F &f, unsigned char *
 {
     constexpr uint32_t PER_ROW = F::DIM / 8, COUNT = KIVI_CUDA_UNIT * PER_ROW;
 
-    page += f.head * f.s.page_head_stride;
+    page += f.in_page;
 #pragma unroll
     for (uint32_t part = 0; part < 2; part++) {
         const uint4 *from = (const uint4 *)(page + part * f.s.page_v_offset) + at * COUNT;
@@ -190,7 +190,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_page(const F &f, unsigned char *
 #pragma unroll 8
         for (uint32_t i = f.lane; i < COUNT; i += 32)
             kivi_cuda_copy16_or_zero(&rows[kivi_cuda_row_chunk<F::DIM>(i / PER_ROW, i % PER_ROW)],
-                                     from + i, i / PER_ROW < n);
+                                     from + (i - f.lane), i / PER_ROW < n);
     }
 }
 

@@ -9,7 +9,7 @@
 #define KIVI_CUDA_FAST_STATE_CUH
 
 #include "mma.cuh"
-#include "schedule.cuh"
+#include "results.cuh"
 
 #define KIVI_CUDA_WEIGHT_BITS 11.0f /* the largest weight is about 2^11, */
 #define KIVI_CUDA_SLACK 3.0f        /* and at most 2^14 */
@@ -47,6 +47,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     const kivi_cuda_item &item;
     const kivi_cuda_queries<D> &queries;
     uint32_t head, tile, lane, g, t;
+    uint32_t in_page;     /* bytes: where the lane's share of the head's codes begins in a page */
     uint32_t group_shift; /* log2 of the chunks of 32 channels that share a scale */
 
     uint32_t q[QR];           /* row g: the high parts */
@@ -63,6 +64,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
         : s(step), item(at), queries(from), head(segment.head), tile(segment.tile)
     {
         find_lane();
+        in_page = head * (uint32_t)step.page_head_stride + 16 * lane;
         group_shift = 31 - __clz(step.v.group_size / 32);
 #pragma unroll
         for (int i = 0; i < 2; i++)
@@ -158,7 +160,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     {
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            const uint64_t last = kivi_cuda_position(s, item, tile, 2 * t + j);
+            const uint64_t last = item.q_position + kivi_cuda_query(s, tile, 2 * t + j);
             const uint32_t begin =
                 kivi_cuda_in_unit(u, s.window && last >= s.window ? last - s.window + 1 : 0);
             const uint32_t end = kivi_cuda_in_unit(u, last < item.n ? last + 1 : item.n);
@@ -249,17 +251,15 @@ __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
     const float factor = s.softcap > 0 ? s.scale : s.scale * 1.44269504f;
 
     for (uint32_t row = threadIdx.x / 32; row < KIVI_CUDA_ROWS; row += blockDim.x / 32) {
-        const uint32_t line = segment.tile * KIVI_CUDA_ROWS + row, token = line / s.heads_per_kv;
-        const uint32_t q_head = segment.head * s.heads_per_kv + line % s.heads_per_kv;
+        const uint32_t token = kivi_cuda_query(s, segment.tile, row);
+        const uint32_t q_head = kivi_cuda_query_head(s, segment, row, token);
         const int64_t at = (int64_t)token * item.q_token + (int64_t)q_head * item.q_head;
-        float x[PER_LANE], max = 0, up;
+        float x[PER_LANE] = {}, max = 0, up;
         bool finite = true;
         int exponent;
 
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i++)
-            x[i] = row < n_rows ? kivi_cuda_element(item.q, item.q_type, at + PER_LANE * lane + i)
-                                : 0.0f;
+        if (row < n_rows)
+            kivi_cuda_load_floats<PER_LANE>(item.q, item.q_type, at + PER_LANE * lane, x);
 #pragma unroll
         for (int i = 0; i < PER_LANE; i++) {
             finite = finite && fabsf(x[i] * s.scale) <= 1e30f;

@@ -10,7 +10,6 @@
 
 namespace {
 
-constexpr uint64_t MAX_TASKS = UINT32_MAX / 2;
 constexpr uint32_t MAX_GRID = 65535; /* blocks in y and z */
 
 /* A step between begin and end, in one allocation. */
@@ -21,7 +20,7 @@ struct pending {
     size_t table_bytes;
     unsigned char *staging; /* inputs, then outputs, as they will stand on the device */
     size_t input_bytes, staging_bytes;
-    uint64_t n_tasks, task_cost; /* task_cost: of every task; 0 if they differ */
+    kivi_cuda_work work;
     uint32_t max_new;
 };
 
@@ -152,41 +151,11 @@ void unstage(const kivi_step *step, pending *p)
 
 /* ------------------------------------------------------------------- tables */
 
-uint64_t tiles_of(const kivi_step *step, const kivi_item *io)
-{
-    return (io->n_q * step->geometry->heads_per_kv + KIVI_CUDA_ROWS - 1) / KIVI_CUDA_ROWS;
-}
-
 size_t pages_of(const kivi_step *step, const kivi_step_item *item)
 {
     const uint32_t page_tokens = step->geometry->layers[step->layer].page_tokens;
 
     return (size_t)((item->after.k_packed + page_tokens - 1) / page_tokens);
-}
-
-/* The item's part in the schedule, after `s->total_cost` and `n_tasks` of the items before it. */
-void schedule(const kivi_step *step, const kivi_step_item *from, kivi_cuda_step *s,
-              uint64_t *n_tasks, kivi_cuda_item *item)
-{
-    const uint64_t window = step->attention.window, n = from->after.n;
-    const uint64_t packed = from->before.k_packed < from->before.v_packed ? from->before.k_packed
-                                                                          : from->before.v_packed;
-    const uint64_t last = from->io.q_position + (from->io.n_q ? from->io.n_q - 1 : 0);
-    const uint64_t end = last < n ? last + 1 : n, cheap = packed / KIVI_CUDA_UNIT;
-    uint64_t first = window && from->io.q_position >= window ? from->io.q_position - window + 1 : 0;
-    uint64_t units = (end + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT;
-
-    first = (first < end ? first : end) / KIVI_CUDA_UNIT;
-    units = units > first ? units - first : 1; /* what sees nothing is written all the same */
-    item->first_unit = (uint32_t)first;
-    item->n_units = (uint32_t)units;
-    item->n_cheap = (uint32_t)(cheap <= first ? 0 : cheap - first < units ? cheap - first : units);
-    item->n_tiles = (uint32_t)tiles_of(step, &from->io);
-    item->tasks_before = (uint32_t)*n_tasks;
-    item->cost_before = s->total_cost;
-    item->task_cost = item->n_cheap + (units - item->n_cheap) * KIVI_CUDA_EDGE_COST;
-    *n_tasks += (uint64_t)item->n_tiles * s->n_kv_heads;
-    s->total_cost += item->task_cost * item->n_tiles * s->n_kv_heads;
 }
 
 void fill_item(const kivi_step_item *from, kivi_cuda_item *item)
@@ -227,22 +196,12 @@ void fill_tables(const kivi_step *step, pending *p)
     kivi_cuda_item *items = (kivi_cuda_item *)p->tables;
     void **pages = (void **)(p->tables + p->args.pages_at);
     uint32_t n_pages = 0;
-    bool first = true;
 
-    p->n_tasks = 0;
     for (size_t i = 0; i < step->n_items; i++) {
         const kivi_step_item *from = &step->items[i];
         const size_t n = pages_of(step, from);
 
         fill_item(from, &items[i]);
-        schedule(step, from, &p->args, &p->n_tasks, &items[i]);
-        if (items[i].n_tiles) {
-            if (first || p->task_cost == items[i].task_cost)
-                p->task_cost = items[i].task_cost;
-            else
-                p->task_cost = 0;
-            first = false;
-        }
         items[i].page = n_pages;
         if (n)
             memcpy(pages + n_pages, from->pages, n * sizeof *pages);
@@ -271,7 +230,8 @@ void fill_args(const kivi_step *step, bool overlap, kivi_cuda_step *s)
     s->n_sink = g->n_sink;
     s->n_q_heads = g->n_q_heads;
     s->n_kv_heads = g->n_kv_heads;
-    s->heads_per_kv = g->heads_per_kv;
+    s->heads_per_kv = kivi_cuda_make_divisor(g->heads_per_kv);
+    s->units_per_page = kivi_cuda_make_divisor(l->page_tokens / KIVI_CUDA_UNIT);
     s->n_items = (uint32_t)step->n_items;
     s->precise = step->attention.precision == KIVI_PRECISE;
     s->scale = step->attention.scale;
@@ -285,14 +245,17 @@ void fill_args(const kivi_step *step, bool overlap, kivi_cuda_step *s)
 pending *new_pending(const kivi_cuda_context *c, const kivi_step *step)
 {
     const size_t item_bytes = (step->n_items * sizeof(kivi_cuda_item) + 15) / 16 * 16;
+    const size_t n_starts = (size_t)c->paths[step->layer].max_parts + 1;
+    const size_t start_bytes = (n_starts * sizeof(kivi_cuda_start) + 15) / 16 * 16;
     size_t n_pages = 0;
     pending sizes = {}, *p;
     carver carve = {NULL, 0};
 
     for (size_t i = 0; i < step->n_items; i++)
         n_pages += pages_of(step, &step->items[i]);
-    sizes.args.pages_at = (uint32_t)item_bytes;
-    sizes.table_bytes = item_bytes + (n_pages * sizeof(void *) + 15) / 16 * 16;
+    sizes.args.starts_at = (uint32_t)item_bytes;
+    sizes.args.pages_at = (uint32_t)(item_bytes + start_bytes);
+    sizes.table_bytes = item_bytes + start_bytes + (n_pages * sizeof(void *) + 15) / 16 * 16;
     if (!c->on_device)
         stage(step, &sizes, NULL, NULL);
     if (item_bytes > UINT32_MAX || n_pages > UINT32_MAX)
@@ -317,21 +280,18 @@ pending *new_pending(const kivi_cuda_context *c, const kivi_step *step)
 
 /* ---------------------------------------------------------------- the order */
 
-/* How the attention is split: so that all parts have something to do, and, if few remain idle by it, so that
- * none begins in one task and ends in another, which costs it as much as many units. */
-uint32_t choose_parts(const kivi_cuda_path *path, const pending *p)
+/* Fills in the parts; false if there is too much for one call. */
+bool divide(const kivi_step *step, const kivi_cuda_path *path, pending *p)
 {
-    const uint64_t cost = p->args.total_cost, tasks = p->n_tasks, most = cost / path->least_cost;
-    const uint64_t n = most < 1 ? 1 : most < path->max_parts ? most : path->max_parts;
-    uint64_t even = n;
+    kivi_cuda_item *items = (kivi_cuda_item *)p->tables;
 
-    if (p->task_cost && tasks > n)
-        even = tasks / ((tasks + n - 1) / n);
-    else if (p->task_cost && tasks)
-        even = n / tasks * tasks;
-    if (tasks > n && tasks % even)
-        even = n;
-    return (uint32_t)(even * 8 >= n * 7 ? even : n);
+    if (!kivi_cuda_find_work(step, items, &p->work))
+        return false;
+    if (p->work.n_tasks)
+        p->args.n_parts = kivi_cuda_divide_work(&p->args, items, &p->work,
+                                                kivi_cuda_choose_parts(path, &p->work),
+                                                (kivi_cuda_start *)(p->tables + p->args.starts_at));
+    return true;
 }
 
 kivi_status reserve(kivi_cuda_context *c, const kivi_step *step, pending *p, kivi_error *error)
@@ -340,9 +300,10 @@ kivi_status reserve(kivi_cuda_context *c, const kivi_step *step, pending *p, kiv
     kivi_status status = KIVI_OK;
 
     if (p->args.n_parts > 1) {
-        status = kivi_cuda_reserve(c, &c->partials, 2 * partial * p->args.n_parts, false, error);
+        status = kivi_cuda_reserve(c, &c->partials, 2 * partial * (size_t)p->args.n_parts, false, error);
         if (status == KIVI_OK)
-            status = kivi_cuda_reserve(c, &c->arrivals, (size_t)p->n_tasks * sizeof(uint32_t), true,
+            status = kivi_cuda_reserve(c, &c->arrivals,
+                                       (size_t)p->args.n_parts * KIVI_CUDA_ROWS * sizeof(uint32_t), true,
                                        error);
     }
     if (status == KIVI_OK && p->table_bytes > KIVI_CUDA_INLINE)
@@ -395,6 +356,30 @@ cudaError_t wait_for_others(kivi_cuda_context *c, cudaStream_t stream, bool capt
     return code;
 }
 
+/*
+ * What attention may read before the kernel ahead of it in the stream has ended. Our kernels let the next one
+ * start when all before them is done, so of all calls only the last can still be writing; and at most so many
+ * tokens became codes in it as in the item of which most did. (A kernel of the caller's between the two may let
+ * the next one start sooner, and changes nothing in that.)
+ */
+void settle(kivi_cuda_context *c, const kivi_step *step, kivi_cuda_item *items)
+{
+    kivi_cuda_news last = c->last, now = {0, 0};
+
+    for (size_t i = 0; i < step->n_items; i++) {
+        const kivi_span *before = &step->items[i].before, *after = &step->items[i].after;
+        const uint64_t k = before->k_packed > last.k ? before->k_packed - last.k : 0;
+        const uint64_t v = before->v_packed > last.v ? before->v_packed - last.v : 0;
+
+        items[i].settled = (uint32_t)((k < v ? k : v) / KIVI_CUDA_UNIT);
+        if (after->k_packed - before->k_packed > now.k)
+            now.k = after->k_packed - before->k_packed;
+        if (after->v_packed - before->v_packed > now.v)
+            now.v = after->v_packed - before->v_packed;
+    }
+    c->last = now;
+}
+
 cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cudaStream_t stream)
 {
     kivi_cuda_step *s = &p->args;
@@ -411,6 +396,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
         code = cudaMemcpyAsync(c->staging.memory, p->staging, p->input_bytes, cudaMemcpyHostToDevice,
                                stream);
     }
+    settle(c, step, (kivi_cuda_item *)p->tables);
     append = kivi_cuda_plan_append(s, (kivi_cuda_item *)p->tables);
     if (p->table_bytes <= KIVI_CUDA_INLINE) {
         memcpy(s->in_place, p->tables, p->table_bytes);
@@ -420,7 +406,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
     }
     if (code == cudaSuccess && p->max_new && !c->on_device)
         code = kivi_cuda_check(s, p->max_new, stream);
-    if (code == cudaSuccess && p->n_tasks)
+    if (code == cudaSuccess && p->work.n_tasks)
         code = c->paths[step->layer].attend(s, stream);
     if (code == cudaSuccess && p->max_new)
         code = kivi_cuda_append(s, &append, stream);
@@ -487,9 +473,8 @@ kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *e
         return kivi_fail(error, KIVI_ERROR_MEMORY, "no scratch memory for this call");
     kivi_lock_take(&c->lock);
     status = c->on_device ? take_bad(c, "in an earlier call, ", error) : KIVI_OK;
-    if (status == KIVI_OK && p->n_tasks > MAX_TASKS)
+    if (status == KIVI_OK && !divide(step, path, p))
         status = kivi_fail(error, KIVI_ERROR_UNSUPPORTED, "too many queries for one call");
-    p->args.n_parts = choose_parts(path, p);
     if (status == KIVI_OK)
         status = reserve(c, step, p, error);
     kivi_lock_release(&c->lock);

@@ -7,6 +7,7 @@
 
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "../core/backend.h"
@@ -19,10 +20,31 @@
 
 /* Bytes of tables that fit in a kernel's arguments, which have 4 KB, and 32764 bytes since CUDA 12.1. */
 #if CUDART_VERSION >= 12010
-#define KIVI_CUDA_INLINE 15872u
+#define KIVI_CUDA_INLINE 16896u
 #else
 #define KIVI_CUDA_INLINE 3328u
 #endif
+
+/* A number that what is below 2^31 can be divided by with a multiplication and a shift: times / 2^shift is
+ * above 1 / by, by less than 2^-31 of it. */
+struct kivi_cuda_divisor {
+    uint32_t by, times, shift;
+};
+
+inline kivi_cuda_divisor kivi_cuda_make_divisor(uint32_t by)
+{
+    kivi_cuda_divisor d = {by, 0, 31};
+
+    while (by > 1ull << (d.shift - 31))
+        d.shift++;
+    d.times = (uint32_t)((1ull << d.shift) / by + 1);
+    return d;
+}
+
+__host__ __device__ __forceinline__ uint32_t kivi_cuda_divide(uint32_t a, const kivi_cuda_divisor &d)
+{
+    return (uint32_t)((uint64_t)a * d.times >> d.shift);
+}
 
 /* Slabs begin .. end - 1 of a sequence. */
 struct kivi_cuda_slabs {
@@ -30,7 +52,7 @@ struct kivi_cuda_slabs {
 };
 
 /* One item of a step. Strides count elements. */
-struct kivi_cuda_item {
+struct alignas(16) kivi_cuda_item {
     const void *q, *k, *v;
     void *out;
     float *lse;
@@ -40,20 +62,28 @@ struct kivi_cuda_item {
     uint64_t k_packed, v_packed; /* before: what the attention reads as codes */
     uint64_t k_after, v_after;   /* what is codes when the step is done */
     uint64_t q_position;
-    uint64_t cost_before, task_cost; /* see schedule.cuh */
     uint32_t n_new, n_q;
     uint32_t page; /* its first page in the table */
-    uint32_t first_unit, n_units, n_cheap;
-    uint32_t n_tiles, tasks_before;
+    uint32_t first_unit, n_units, n_cheap, n_tiles; /* see schedule.cuh */
+    uint32_t settled; /* units before it were codes before the last call, which may still be at work */
     kivi_cuda_slabs k_tiled, v_tiled; /* kivi_cuda_plan_append */
     uint8_t q_type, k_type, v_type, out_type; /* kivi_dtype */
+};
+
+/* Where a part of the attention begins: schedule.cuh. It ends where the next one begins. */
+struct kivi_cuda_start {
+    uint16_t item, head;
+    uint32_t tile, unit;
+    uint32_t n_tasks; /* of which the part has a share */
+    uint16_t first_part, last_part; /* of those that share the task in which it begins */
 };
 
 /* The argument of every kernel of a step. */
 struct kivi_cuda_step {
     struct kivi_layout k, v;
     uint64_t page_v_offset, page_head_stride, window_head_stride, window_sink_v, window_k, window_v;
-    uint32_t page_tokens, k_ring, v_ring, n_sink, n_q_heads, n_kv_heads, heads_per_kv;
+    uint32_t page_tokens, k_ring, v_ring, n_sink, n_q_heads, n_kv_heads;
+    kivi_cuda_divisor heads_per_kv, units_per_page;
     uint32_t n_items;
     bool precise, overlap; /* overlap: for kivi_cuda_launch */
     float scale, softcap;
@@ -61,12 +91,11 @@ struct kivi_cuda_step {
     const float *sink_logits;
     unsigned long long *bad;       /* the first input that is not finite: kivi_cuda_report */
     const unsigned long long *gate; /* if not NULL: append nothing unless it holds NOT_BAD */
-    uint64_t total_cost;
     uint32_t n_parts;    /* blocks that share the attention */
     float *partials;     /* two partial results to a part */
-    uint32_t *arrivals;  /* of each task: parts that are done. Zero between steps. */
-    const void *tables;  /* items, then pages; NULL: they are in `in_place` */
-    uint32_t pages_at;   /* offset of the pages in the tables */
+    uint32_t *arrivals;  /* [part][row]: parts done with the task that it begins. Zero between steps. */
+    const void *tables;  /* items, starts and pages; NULL: they are in `in_place` */
+    uint32_t starts_at, pages_at; /* offsets there */
     alignas(16) unsigned char in_place[KIVI_CUDA_INLINE];
 };
 
@@ -76,8 +105,9 @@ struct kivi_cuda_step {
 
 /*
  * From compute capability 9.0 on, a kernel of ours may start while the one before it in the stream still runs
- * (kivi_cuda_launch), and find its work from its arguments. Then it waits: until all that was before is done
- * and can be seen. Every block does so, even one without work: whoever waits for its kernel relies on that.
+ * (kivi_cuda_launch), find its work from its arguments, and begin to read codes that are settled. Then it waits:
+ * until all that was before is done and can be seen, and only then lets the next one start (run.cu: settle).
+ * Every block does so, even one without work: whoever waits for its kernel relies on that.
  */
 __device__ __forceinline__ void kivi_cuda_wait_for_stream()
 {
@@ -94,12 +124,31 @@ __device__ __forceinline__ const kivi_cuda_item *kivi_cuda_items(const kivi_cuda
     return (const kivi_cuda_item *)(s.tables ? s.tables : s.in_place);
 }
 
+/* For all parts, and one for the end. */
+__device__ __forceinline__ const kivi_cuda_start *kivi_cuda_starts(const kivi_cuda_step &s)
+{
+    const unsigned char *base = (const unsigned char *)(s.tables ? s.tables : s.in_place);
+
+    return (const kivi_cuda_start *)(base + s.starts_at);
+}
+
 __device__ __forceinline__ unsigned char *const *kivi_cuda_pages(const kivi_cuda_step &s,
                                                                  const kivi_cuda_item &item)
 {
     const unsigned char *base = (const unsigned char *)(s.tables ? s.tables : s.in_place);
 
     return (unsigned char *const *)(base + s.pages_at) + item.page;
+}
+
+/* Number i of the item's pages. Read from the arguments themselves, and not through a pointer that may be to
+ * either, it comes from the constant cache. */
+__device__ __forceinline__ unsigned char *kivi_cuda_page(const kivi_cuda_step &s, const kivi_cuda_item &item,
+                                                         uint32_t i)
+{
+    const uint32_t at = s.pages_at + (item.page + i) * (uint32_t)sizeof(void *);
+
+    return s.tables ? *(unsigned char *const *)((const unsigned char *)s.tables + at)
+                    : *(unsigned char *const *)(s.in_place + at);
 }
 
 /* Notes that token `token` of array `which` (0 q, 1 k, 2 v) is not finite; the first one is kept. */
@@ -126,6 +175,36 @@ __device__ __forceinline__ float kivi_cuda_element(const void *data, uint32_t ty
     if (type == KIVI_F16)
         return __half2float(((const __half *)data)[at]);
     return __uint_as_float((uint32_t)((const uint16_t *)data)[at] << 16);
+}
+
+/* N elements, 2 or 4: as one if they are aligned f16. */
+template <int N>
+__device__ __forceinline__ void kivi_cuda_load_floats(const void *data, uint32_t type, int64_t at, float x[N])
+{
+    const __half *half = (const __half *)data + at;
+
+    if (type == KIVI_F16 && (uintptr_t)half % (2 * N) == 0) {
+        union {
+            uint2 four;
+            uint32_t pair[2];
+        } y = {};
+
+        if (N == 4)
+            y.four = *(const uint2 *)half;
+        else
+            y.pair[0] = *(const uint32_t *)half;
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) {
+            const float2 f = __half22float2(*(const __half2 *)&y.pair[i]);
+
+            x[2 * i] = f.x;
+            x[2 * i + 1] = f.y;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            x[i] = kivi_cuda_element(data, type, at + i);
+    }
 }
 
 /* A key or value rounded to f16. What f16 cannot hold is reported and stored as the nearest finite

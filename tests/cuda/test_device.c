@@ -452,6 +452,80 @@ START_TEST(prompts_of_f16)
 }
 END_TEST
 
+/* Attention behind an append sees what attention sees later, bit for bit: kernels of a stream overlap, and what it
+ * reads ahead must not be codes that are still being written. Pages are used again, so that they hold others. */
+START_TEST(attention_follows_at_once)
+{
+    const uint32_t bits[] = {2, 4, 8, 16}, heads = 4, dim = 128, stride = heads * dim + _i % 2;
+    const uint64_t n = 6000, chunks[] = {n, 32, n - 32, 1500};
+    const size_t out_bytes = (size_t)Q_HEADS * dim * sizeof(float);
+    struct f16_array k[2], v[2];
+    struct array q, out[2];
+    struct twins t;
+    float *rows[2];
+    uint32_t i, j, different = 0;
+
+    twins_configure(&t, heads, dim, bits[_i / 2]); /* an odd stride: rows are not aligned */
+    twins_create(&t);
+    for (i = 0; i < 2; i++) {
+        k[i] = f16_rows(&t.rng, n, heads * dim, stride, 0);
+        v[i] = f16_rows(&t.rng, n, heads * dim, stride, 0);
+        cuda_ok(cudaMemcpy(k[i].device, k[i].host, k[i].bytes, cudaMemcpyHostToDevice));
+        cuda_ok(cudaMemcpy(v[i].device, v[i].host, v[i].bytes, cudaMemcpyHostToDevice));
+        out[i] = array_new(NULL, (size_t)Q_HEADS * dim);
+        rows[i] = malloc(out_bytes);
+        ck_assert_ptr_nonnull(rows[i]);
+    }
+    q = array_new(&t.rng, (size_t)Q_HEADS * dim);
+    cuda_ok(cudaDeviceSynchronize());
+    for (i = 0; i < 40; i++) {
+        const uint64_t chunk = chunks[i / 2 % 4];
+        kivi_attention attention;
+        kivi_error error;
+        uint64_t at;
+
+        kivi_attention_init(&attention);
+        attention.stream = t.stream;
+        session_ok(kivi_seq_truncate(t.device, t.on_device[0], 0, &error), &error);
+        for (at = 0; at + chunk <= n; at += chunk) {
+            const kivi_item append = {
+                .seq = t.on_device[0],
+                .n_new = chunk,
+                .k = {k[i % 2].device + at * stride, KIVI_F16, stride, 0},
+                .v = {v[i % 2].device + at * stride, KIVI_F16, stride, 0},
+                .q_position = KIVI_NEWEST,
+            };
+
+            session_ok(kivi_run(t.device, 0, &append, 1, &attention, &error), &error);
+            if (chunk == 32)
+                break;
+        }
+        for (j = 0; j < 2; j++) {
+            session_ok(kivi_attend(t.device, 0, t.on_device[0], 1,
+                                   (kivi_in){q.device, KIVI_F32, 0, 0},
+                                   (kivi_out){out[j].device, KIVI_F32, 0, 0}, &attention, &error),
+                       &error);
+            if (j == 0)
+                cuda_ok(cudaStreamSynchronize(t.stream));
+        }
+        cuda_ok(cudaStreamSynchronize(t.stream));
+        for (j = 0; j < 2; j++)
+            cuda_ok(cudaMemcpy(rows[j], out[j].device, out_bytes, cudaMemcpyDeviceToHost));
+        different += memcmp(rows[0], rows[1], out_bytes) != 0;
+    }
+    ck_assert_msg(different == 0, "%u of %u times attention behind an append saw something else",
+                  different, i);
+    for (i = 0; i < 2; i++) {
+        f16_free(&k[i]);
+        f16_free(&v[i]);
+        array_free(&out[i]);
+        free(rows[i]);
+    }
+    array_free(&q);
+    twins_close(&t);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- failures */
 
 /* In a prompt, a number that is not finite counts as the nearest that is, and NaN as 0. */
@@ -687,10 +761,11 @@ int main(void)
 {
     Suite *suite = suite_create("device");
     TCase *steps = tcase_create("steps"), *failures = tcase_create("failures");
-    TCase *prompts_case = tcase_create("prompts");
+    TCase *prompts_case = tcase_create("prompts"), *overlap = tcase_create("overlap");
 
     tcase_set_timeout(steps, 1200);
     tcase_set_timeout(prompts_case, 1200);
+    tcase_set_timeout(overlap, 1200);
     tcase_set_timeout(failures, 1200);
     tcase_add_loop_test(steps, steps_do_not_wait, 0, (int)(sizeof shapes / sizeof *shapes));
     tcase_add_test(steps, streams_keep_order);
@@ -699,6 +774,7 @@ int main(void)
     tcase_add_test(steps, million_tokens);
     tcase_add_loop_test(prompts_case, prompts_of_f16, 0,
                         2 * (int)(sizeof prompts / sizeof *prompts));
+    tcase_add_loop_test(overlap, attention_follows_at_once, 0, 8);
     tcase_add_loop_test(prompts_case, not_finite_in_a_prompt, 0, 18);
     tcase_add_test(failures, not_finite_is_told_later);
     tcase_add_test(failures, refused);
@@ -706,6 +782,7 @@ int main(void)
     tcase_add_test(failures, out_of_memory);
     suite_add_tcase(suite, steps);
     suite_add_tcase(suite, prompts_case);
+    suite_add_tcase(suite, overlap);
     suite_add_tcase(suite, failures);
     return test_main(suite);
 }
