@@ -23,8 +23,9 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
      * That of all warps has to fit into the 99 KB that every device has. */
     static constexpr int WARPS = 16 * BYTES <= 98304 ? 8 : 8 * BYTES <= 98304 ? 4 : 2;
     static constexpr int ROOM = 90624 / WARPS;
-    static constexpr int STAGES = ROOM / BYTES > 3 ? 3 : ROOM / BYTES;
+    static constexpr int STAGES = 2; /* more, asked for early, get into the way of the kernel before */
     static constexpr int SLICE = BYTES + 64 * D <= ROOM ? D : 64; /* channels; 64 bytes to a channel */
+    static_assert(STAGES * BYTES <= ROOM, "units in flight fit");
     static constexpr int LAST = BYTES + 64 * SLICE > RESULT ? BYTES + 64 * SLICE : RESULT;
     static constexpr int WARP_BYTES = (STAGES * BYTES > LAST ? STAGES * BYTES : LAST) + 127 & ~127;
     static constexpr int THREADS = 32 * WARPS, BLOCKS = 16 / WARPS; /* of an SM, at least */
