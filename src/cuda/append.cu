@@ -519,7 +519,7 @@ uint64_t slabs_below(uint64_t end)
  */
 kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cuda_item *items)
 {
-    kivi_cuda_append_plan plan = {0, 0, false, true};
+    kivi_cuda_append_plan plan = {0, 0, false, true, false};
 
     for (uint32_t i = 0; i < step->n_items; i++)
         for (uint32_t is_value = 0; is_value < 2; is_value++) {
@@ -544,6 +544,7 @@ kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cud
 
             plan.tiled = plan.tiled > tiled.end - tiled.begin ? plan.tiled : tiled.end - tiled.begin;
             plan.others = plan.others > others ? plan.others : others;
+            plan.replaces_rows = plan.replaces_rows || rows.n - rows.packed > rows.ring_length;
             plan.read_windows = plan.read_windows || (others && rows.packed < rows.n_old);
             plan.few = plan.few && item->n_new <= KIVI_CUDA_FEW
                        && (!all
@@ -553,7 +554,7 @@ kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cud
     return plan;
 }
 
-cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan,
+cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan, bool attended,
                              cudaStream_t stream)
 {
     /* Rows must not be stored by one block before another has read what they replace. */
@@ -562,7 +563,7 @@ cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_
     cudaError_t status = cudaSuccess;
 
     if (plan->few)
-        return kivi_cuda_append_tokens(step, stream);
+        return kivi_cuda_append_tokens(step, plan, attended, stream);
     if (plan->others || at_once)
         status = kivi_cuda_launch(append, grid(step, one_block ? 1 : plan->others), THREADS, 0,
                                   stream, step->overlap, *step, true, at_once);

@@ -33,8 +33,8 @@ __device__ void quantize_token(const kivi_layout &l, const __half *row, unsigned
         range r;
 
         if (used) {
-            x = *(const uint2 *)(row + c);
-            words.all = *(const uint4 *)(codes + c);
+            x = __ldcg((const uint2 *)(row + c));
+            words.all = __ldcg((const uint4 *)(codes + c));
             low = __hmin2(kivi_cuda_half2(x.x), kivi_cuda_half2(x.y));
             high = __hmax2(kivi_cuda_half2(x.x), kivi_cuda_half2(x.y));
         }
@@ -68,19 +68,10 @@ __device__ void quantize_token(const kivi_layout &l, const __half *row, unsigned
     }
 }
 
-/* Grid: (keys and values of each head, items). */
-__global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi_cuda_step s)
+/* What a warp does: the keys or the values of one head of one item. */
+__device__ void append(const kivi_cuda_step &s, const kivi_cuda_item &item, const kivi_cuda_rows &rows,
+                       uint32_t index, uint32_t head, bool is_value, uint32_t lane)
 {
-    const uint32_t head = blockIdx.x / 2, index = blockIdx.y, lane = threadIdx.x;
-    const bool is_value = blockIdx.x % 2;
-    const kivi_cuda_item &item = kivi_cuda_items(s)[index];
-
-    if (s.tables) /* may still be on their way */
-        kivi_cuda_wait_for_stream();
-
-    const kivi_cuda_rows rows = rows_of(s, item, head, is_value);
-
-    kivi_cuda_wait_for_stream();
     if (item.n_new == 0 || (s.gate && *s.gate != KIVI_CUDA_NOT_BAD))
         return;
     if (is_value)
@@ -98,10 +89,38 @@ __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi
     store_rows(s, rows, index, is_value, lane, 32);
 }
 
+/*
+ * Grid: (keys and values of each head, items). With `beside`, the call's attention is the kernel before, and may
+ * still run: it started when all before it was done, and reads nothing that is written here (kivi_cuda_append_tokens).
+ * So the next call's attention may start, too, and finds its work while this one's ends.
+ */
+__global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi_cuda_step s, bool beside)
+{
+    const uint32_t head = blockIdx.x / 2, index = blockIdx.y;
+    const bool is_value = blockIdx.x % 2;
+    const kivi_cuda_item &item = kivi_cuda_items(s)[index];
+
+    if (beside)
+        kivi_cuda_let_next_start();
+    else if (s.tables) /* may still be on their way */
+        kivi_cuda_wait_for_stream();
+
+    const kivi_cuda_rows rows = rows_of(s, item, head, is_value);
+
+    if (!beside)
+        kivi_cuda_wait_for_stream();
+    append(s, item, rows, index, head, is_value, threadIdx.x);
+    if (beside)
+        kivi_cuda_wait_for_stream();
+}
+
 } // namespace
 
-cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, cudaStream_t stream)
+cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan, bool attended,
+                                    cudaStream_t stream)
 {
+    const bool beside = attended && step->overlap && !step->tables && !plan->replaces_rows;
+
     return kivi_cuda_launch(append_tokens, dim3(2 * step->n_kv_heads, step->n_items), 32, 0, stream,
-                            step->overlap, *step);
+                            step->overlap, *step, beside);
 }

@@ -136,8 +136,11 @@ __device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char
                                        + kivi_cuda_v_chunk<F>((i + lane) / (F::DIM / 4),
                                                               (i + lane) % (F::DIM / 4))],
                                  codes + i);
-        if (lane < v.n_groups * 8)
+        if (lane < v.n_groups * 8 && values == KIVI_CUDA_UNIT)
             kivi_cuda_copy16(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT);
+        else if (lane < v.n_groups * 8) /* zeros for tokens that are not codes yet, but may be becoming some */
+            kivi_cuda_copy16_or_zero(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT,
+                                     values <= 8 * (lane % 4) ? 0 : 2 * (values - 8 * (lane % 4)));
     }
 }
 

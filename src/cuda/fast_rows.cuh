@@ -61,7 +61,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
             kivi_cuda_copy16_or_zero(&to[kivi_cuda_row_chunk<SLICE>(row, chunk)],
                                      !copy || row < old ? ring + (size_t)slot * rows.dim
                                                         : fresh + (int64_t)row * rows.fresh_token,
-                                     copy);
+                                     copy ? 16 : 0);
         }
         return;
     }
@@ -190,7 +190,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_page(const F &f, unsigned char *
 #pragma unroll 8
         for (uint32_t i = f.lane; i < COUNT; i += 32)
             kivi_cuda_copy16_or_zero(&rows[kivi_cuda_row_chunk<F::DIM>(i / PER_ROW, i % PER_ROW)],
-                                     from + (i - f.lane), i / PER_ROW < n);
+                                     from + (i - f.lane), i / PER_ROW < n ? 16 : 0);
     }
 }
 

@@ -46,18 +46,21 @@ struct kivi_cuda_append_plan {
     uint32_t tiled, others;
     bool read_windows; /* whether the others read rows of a window */
     bool few;          /* it is one for append_tokens.cu */
+    bool replaces_rows; /* new rows take the place of some that the call's attention reads */
 };
 
 /* Decides; notes in the items, which are complete, what is tiled. */
 kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cuda_item *items);
 
-/* Quantizes what leaves the windows, then stores the new rows there. */
-cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan,
+/* Quantizes what leaves the windows, then stores the new rows there; `attended`: right after the step's
+ * attention. */
+cudaError_t kivi_cuda_append(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan, bool attended,
                              cudaStream_t stream);
 
 /* append_tokens.cu: at most so many tokens are new, and of as many the values leave the window, but no keys. */
 #define KIVI_CUDA_FEW 8u
-cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, cudaStream_t stream);
+cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan, bool attended,
+                                    cudaStream_t stream);
 
 /* append_tiles.cu, for what is tiled: whether it knows the layout; at most `slabs` for a kv head, and all new rows
  * stored. */

@@ -103,12 +103,12 @@ __device__ __forceinline__ void kivi_cuda_copy16(void *shared, const void *globa
                  "l"(global));
 }
 
-/* The same, or 16 bytes of zeros. */
-__device__ __forceinline__ void kivi_cuda_copy16_or_zero(void *shared, const void *global, bool copy)
+/* The same of the first `bytes` bytes, and zeros in place of the rest. */
+__device__ __forceinline__ void kivi_cuda_copy16_or_zero(void *shared, const void *global, uint32_t bytes)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
                      (uint32_t)__cvta_generic_to_shared(shared)),
-                 "l"(global), "r"(copy ? 16 : 0));
+                 "l"(global), "r"(bytes < 16 ? bytes : 16u));
 }
 
 __device__ __forceinline__ void kivi_cuda_copy_commit()

@@ -357,10 +357,10 @@ cudaError_t wait_for_others(kivi_cuda_context *c, cudaStream_t stream, bool capt
 }
 
 /*
- * What attention may read before the kernel ahead of it in the stream has ended. Our kernels let the next one
- * start when all before them is done, so of all calls only the last can still be writing; and at most so many
- * tokens became codes in it as in the item of which most did. (A kernel of the caller's between the two may let
- * the next one start sooner, and changes nothing in that.)
+ * What attention may read before the kernel ahead of it in the stream has ended. The first kernel of a call lets
+ * the next one start when all before it is done, so of all calls only the last can still be writing; and at most
+ * so many tokens became codes in it as in the item of which most did. (A kernel of the caller's between the two may
+ * let the next one start sooner, and changes nothing in that.)
  */
 void settle(kivi_cuda_context *c, const kivi_step *step, kivi_cuda_item *items)
 {
@@ -409,7 +409,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
     if (code == cudaSuccess && p->work.n_tasks)
         code = c->paths[step->layer].attend(s, stream);
     if (code == cudaSuccess && p->max_new)
-        code = kivi_cuda_append(s, &append, stream);
+        code = kivi_cuda_append(s, &append, p->work.n_tasks > 0, stream);
     if (code == cudaSuccess && !c->on_device && p->staging_bytes > p->input_bytes)
         code = cudaMemcpyAsync(p->staging + p->input_bytes,
                                (char *)c->staging.memory + p->input_bytes,

@@ -109,12 +109,19 @@ struct kivi_cuda_step {
  * until all that was before is done and can be seen, and only then lets the next one start (run.cu: settle).
  * Every block does so, even one without work: whoever waits for its kernel relies on that.
  */
+__device__ __forceinline__ void kivi_cuda_let_next_start()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 __device__ __forceinline__ void kivi_cuda_wait_for_stream()
 {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+    kivi_cuda_let_next_start();
 }
 
 /* ------------------------------------------------------------------ tables */
@@ -160,6 +167,9 @@ __device__ __forceinline__ void kivi_cuda_report(const kivi_cuda_step &s, uint32
 
 /* ------------------------------------------------------------------- f16 rows */
 
+/* Inputs are read once, and by kernels that may not have waited for all before them: from the L2 cache, where what
+ * kernels wrote that are done is found. */
+
 /* Eight f16 as they are moved: one 16-byte access. */
 union kivi_cuda_half8 {
     uint4 vector;
@@ -171,10 +181,10 @@ union kivi_cuda_half8 {
 __device__ __forceinline__ float kivi_cuda_element(const void *data, uint32_t type, int64_t at)
 {
     if (type == KIVI_F32)
-        return ((const float *)data)[at];
+        return __ldcg((const float *)data + at);
     if (type == KIVI_F16)
-        return __half2float(((const __half *)data)[at]);
-    return __uint_as_float((uint32_t)((const uint16_t *)data)[at] << 16);
+        return __half2float(__ldcg((const __half *)data + at));
+    return __uint_as_float((uint32_t)__ldcg((const unsigned short *)data + at) << 16);
 }
 
 /* N elements, 2 or 4: as one if they are aligned f16. */
@@ -238,13 +248,13 @@ __device__ __forceinline__ uint4 kivi_cuda_load8(const void *data, uint32_t type
     kivi_cuda_half8 x;
 
     if (type == KIVI_F16 && ((uintptr_t)((const __half *)data + at) & 15) == 0) {
-        x.vector = *(const uint4 *)((const __half *)data + at);
+        x.vector = __ldcg((const uint4 *)((const __half *)data + at));
         if (kivi_cuda_is_finite8(x.vector))
             return x.vector;
     }
     if (type == KIVI_F32 && ((uintptr_t)((const float *)data + at) & 15) == 0) {
-        const float4 a = ((const float4 *)((const float *)data + at))[0];
-        const float4 b = ((const float4 *)((const float *)data + at))[1];
+        const float4 a = __ldcg((const float4 *)((const float *)data + at));
+        const float4 b = __ldcg((const float4 *)((const float *)data + at) + 1);
         const float y[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
 
 #pragma unroll

@@ -526,6 +526,93 @@ START_TEST(attention_follows_at_once)
 }
 END_TEST
 
+/* Steps of a few tokens on two layers, queued at once on one sequence and one by one on another: the same bits. */
+START_TEST(steps_follow_at_once)
+{
+    const uint32_t bits[] = {2, 4, 8, 16}, heads = 4, dim = 128, stride = heads * dim + _i % 2;
+    const uint32_t n_steps = 150, prompt = 700, layers = 2, most = 3;
+    const uint64_t n = prompt + (uint64_t)n_steps * most;
+    const size_t out_row = (size_t)Q_HEADS * dim, all = (size_t)n_steps * layers * most * out_row;
+    struct f16_array k, v;
+    struct array q, out[2];
+    struct twins t;
+    float *rows[2];
+    uint32_t seq, layer, step;
+
+    twins_configure(&t, heads, dim, bits[_i / 2]);
+    twins_create(&t);
+    k = f16_rows(&t.rng, n, heads * dim, stride, 0);
+    v = f16_rows(&t.rng, n, heads * dim, stride, 0);
+    cuda_ok(cudaMemcpy(k.device, k.host, k.bytes, cudaMemcpyHostToDevice));
+    cuda_ok(cudaMemcpy(v.device, v.host, v.bytes, cudaMemcpyHostToDevice));
+    q = array_new(&t.rng, most * out_row);
+    for (seq = 0; seq < 2; seq++) {
+        out[seq] = array_new(NULL, all);
+        rows[seq] = calloc(all, sizeof(float));
+        ck_assert_ptr_nonnull(rows[seq]);
+        cuda_ok(cudaMemset(out[seq].device, 0, out[seq].bytes));
+    }
+    cuda_ok(cudaDeviceSynchronize());
+    for (seq = 0; seq < 2; seq++) {
+        uint64_t at = 0;
+
+        for (step = 0; step <= n_steps; step++) {
+            const uint64_t n_new = step ? 1 + step % most : prompt;
+
+            for (layer = 0; layer < layers; layer++) {
+                const kivi_item item = {
+                    .seq = t.on_device[seq],
+                    .n_new = n_new,
+                    .k = {k.device + at * stride, KIVI_F16, stride, 0},
+                    .v = {v.device + at * stride, KIVI_F16, stride, 0},
+                    .n_q = step ? n_new : 0,
+                    .q = {q.device, KIVI_F32, 0, 0},
+                    .out = {out[seq].device
+                                + ((step ? step - 1 : 0) * layers + layer) * most * out_row,
+                            KIVI_F32, 0, 0},
+                    .q_position = KIVI_NEWEST,
+                };
+                kivi_attention attention;
+                kivi_error error;
+
+                kivi_attention_init(&attention);
+                attention.stream = t.stream;
+                session_ok(kivi_run(t.device, layer, &item, 1, &attention, &error), &error);
+                if (seq == 1)
+                    cuda_ok(cudaStreamSynchronize(t.stream));
+            }
+            at += n_new;
+        }
+    }
+    cuda_ok(cudaStreamSynchronize(t.stream));
+    for (seq = 0; seq < 2; seq++)
+        cuda_ok(cudaMemcpy(rows[seq], out[seq].device, out[seq].bytes, cudaMemcpyDeviceToHost));
+    for (step = 0; step < n_steps; step++)
+        ck_assert_msg(memcmp(rows[0] + step * layers * most * out_row,
+                             rows[1] + step * layers * most * out_row,
+                             layers * most * out_row * sizeof(float))
+                          == 0,
+                      "step %u: not the bits of steps that follow one another", step);
+    for (layer = 0; layer < layers; layer++) {
+        struct contents a, b;
+
+        contents_read(&a, &t.config, t.device, t.on_device[0], layer);
+        contents_read(&b, &t.config, t.device, t.on_device[1], layer);
+        contents_check_equal(&a, &b, "steps that follow at once");
+        contents_free(&a);
+        contents_free(&b);
+    }
+    for (seq = 0; seq < 2; seq++) {
+        array_free(&out[seq]);
+        free(rows[seq]);
+    }
+    f16_free(&k);
+    f16_free(&v);
+    array_free(&q);
+    twins_close(&t);
+}
+END_TEST
+
 /* ---------------------------------------------------------------- failures */
 
 /* In a prompt, a number that is not finite counts as the nearest that is, and NaN as 0. */
@@ -775,6 +862,7 @@ int main(void)
     tcase_add_loop_test(prompts_case, prompts_of_f16, 0,
                         2 * (int)(sizeof prompts / sizeof *prompts));
     tcase_add_loop_test(overlap, attention_follows_at_once, 0, 8);
+    tcase_add_loop_test(overlap, steps_follow_at_once, 0, 8);
     tcase_add_loop_test(prompts_case, not_finite_in_a_prompt, 0, 18);
     tcase_add_test(failures, not_finite_is_told_later);
     tcase_add_test(failures, refused);
