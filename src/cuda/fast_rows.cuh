@@ -12,25 +12,25 @@
 #include "fast_codes.cuh"
 
 /* Where 16 bytes of a row are in shared memory, permuted so that few lanes of an access meet in a bank. */
-template <int SLICE>
+template <int DIM>
 __device__ __forceinline__ uint32_t kivi_cuda_row_chunk(uint32_t row, uint32_t chunk)
 {
-    return row * (SLICE / 8) + (chunk ^ (row / 4 & 7));
+    return row * (DIM / 8) + (chunk ^ (row / 4 & 7));
 }
 
-/* Four channels from c on, counted from the slice's first. */
-template <int SLICE>
+/* Four channels from c on. */
+template <int DIM>
 __device__ __forceinline__ uint2 kivi_cuda_row_quad(const uint4 *rows, uint32_t row, uint32_t c)
 {
-    return ((const uint2 *)&rows[kivi_cuda_row_chunk<SLICE>(row, c / 8)])[c / 4 % 2];
+    return ((const uint2 *)&rows[kivi_cuda_row_chunk<DIM>(row, c / 8)])[c / 4 % 2];
 }
 
-/* Starts to copy SLICE channels from c0 on of the unit's rows; tokens that are none are zeros. */
-template <int SLICE>
+/* Starts to copy the unit's rows; tokens that are none are zeros. */
+template <int DIM>
 __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_rows &rows, uint32_t u,
-                                                     uint32_t c0, uint32_t lane)
+                                                     uint32_t lane)
 {
-    constexpr uint32_t PER_ROW = SLICE / 8, STEP = 32 / PER_ROW;
+    constexpr uint32_t PER_ROW = DIM / 8, STEP = 32 / PER_ROW;
     const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
     const uint32_t at = (uint32_t)(unit % rows.ring_length);
     const uint32_t chunk = lane % PER_ROW, first = lane / PER_ROW;
@@ -39,18 +39,18 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
 
     if (unit >= rows.packed && unit >= rows.n_sink && unit + KIVI_CUDA_UNIT <= rows.n_old
         && at + KIVI_CUDA_UNIT <= rows.ring_length) { /* all of them, and one after the other */
-        const __half *from = (const __half *)rows.ring + (size_t)(at + first) * rows.dim + c0 + 8 * chunk;
+        const __half *from = (const __half *)rows.ring + (size_t)(at + first) * rows.dim + 8 * chunk;
 
 #pragma unroll 4
         for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP, from += STEP * rows.dim)
-            kivi_cuda_copy16(&to[kivi_cuda_row_chunk<SLICE>(row, chunk)], from);
+            kivi_cuda_copy16(&to[kivi_cuda_row_chunk<DIM>(row, chunk)], from);
         return;
     }
     if (aligned && unit >= rows.n_sink && rows.ring_length >= KIVI_CUDA_UNIT) { /* the window's ends */
         const uint32_t begin = kivi_cuda_in_unit(u, rows.packed), end = kivi_cuda_in_unit(u, rows.n);
         const uint32_t old = kivi_cuda_in_unit(u, rows.n_old); /* before it they are in the ring */
-        const __half *ring = (const __half *)rows.ring + c0 + 8 * chunk;
-        const __half *fresh = (const __half *)rows.fresh + rows.fresh_at + c0 + 8 * chunk
+        const __half *ring = (const __half *)rows.ring + 8 * chunk;
+        const __half *fresh = (const __half *)rows.fresh + rows.fresh_at + 8 * chunk
                               + (int64_t)(unit - rows.n_old) * rows.fresh_token;
 
 #pragma unroll 4
@@ -58,7 +58,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
             const uint32_t slot = at + row < rows.ring_length ? at + row : at + row - rows.ring_length;
             const bool copy = row >= begin && row < end;
 
-            kivi_cuda_copy16_or_zero(&to[kivi_cuda_row_chunk<SLICE>(row, chunk)],
+            kivi_cuda_copy16_or_zero(&to[kivi_cuda_row_chunk<DIM>(row, chunk)],
                                      !copy || row < old ? ring + (size_t)slot * rows.dim
                                                         : fresh + (int64_t)row * rows.fresh_token,
                                      copy ? 16 : 0);
@@ -69,13 +69,13 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
     for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP) {
         const bool known = aligned || unit + row < rows.n_old; /* where it is, if anywhere */
         const __half *from = known ? kivi_cuda_f16_row(rows, unit, at, row) : NULL;
-        uint4 *slot = &to[kivi_cuda_row_chunk<SLICE>(row, chunk)];
+        uint4 *slot = &to[kivi_cuda_row_chunk<DIM>(row, chunk)];
 
         if (from)
-            kivi_cuda_copy16(slot, from + c0 + 8 * chunk);
+            kivi_cuda_copy16(slot, from + 8 * chunk);
         else
             *slot = known ? make_uint4(0, 0, 0, 0)
-                          : kivi_cuda_row8(kivi_cuda_find_row(rows, unit + row), c0 + 8 * chunk);
+                          : kivi_cuda_row8(kivi_cuda_find_row(rows, unit + row), 8 * chunk);
     }
 }
 
@@ -94,24 +94,23 @@ __device__ __forceinline__ void kivi_cuda_row_mask(const F &f, uint32_t u, uint3
 }
 
 /* Adds to score[i][j]: token 4 g + i, row 2 t + j. */
-template <int SLICE, class F>
-__device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const uint4 *rows, uint32_t c0,
-                                                     float score[4][2])
+template <class F>
+__device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const uint4 *rows, float score[4][2])
 {
 #pragma unroll
     for (int m = 0; m < 2; m++) {
         float sum[F::KJ][4] = {};
 
 #pragma unroll 1
-        for (uint32_t w = c0 / (4 * F::KN); w < (c0 + SLICE) / (4 * F::KN); w++) {
+        for (uint32_t w = 0; w < F::KW; w++) {
 #pragma unroll
             for (int j = 0; j < F::KJ; j++) {
-                const uint32_t c = (4 * w + f.t) * F::KN + 4 * j - c0;
+                const uint32_t c = (4 * w + f.t) * F::KN + 4 * j;
                 const uint32_t r = w * (F::KN / 4) + j; /* pairs of registers of the queries */
                 const uint2 high = ((const uint2 *)&f.queries.high[r / 2][f.lane])[r % 2];
                 const uint2 low = ((const uint2 *)&f.queries.low[r / 2][f.lane])[r % 2];
-                const uint2 x = kivi_cuda_row_quad<SLICE>(rows, 4 * f.g + 2 * m, c);
-                const uint2 y = kivi_cuda_row_quad<SLICE>(rows, 4 * f.g + 2 * m + 1, c);
+                const uint2 x = kivi_cuda_row_quad<F::DIM>(rows, 4 * f.g + 2 * m, c);
+                const uint2 y = kivi_cuda_row_quad<F::DIM>(rows, 4 * f.g + 2 * m + 1, c);
 
                 kivi_cuda_mma(sum[j], x.x, y.x, x.y, y.y, high.x, high.y);
                 kivi_cuda_mma(sum[j], x.x, y.x, x.y, y.y, low.x, low.y);
@@ -129,19 +128,17 @@ __device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const uint4 *ro
     }
 }
 
-/* The part of the tokens that are rows, those that `keep` has, for a slice of channels that begins at
- * chunk `first`. */
-template <int SLICE, class F>
-__device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const uint4 *rows, int first,
-                                                   const uint32_t keep[4])
+/* The part of the tokens that are rows, those that `keep` has. */
+template <class F>
+__device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const uint4 *rows, const uint32_t keep[4])
 {
 #pragma unroll
-    for (int i = 0; i < SLICE / 32; i++) {
+    for (int i = 0; i < F::CHUNKS; i++) {
         uint2 x[8];
 
 #pragma unroll
         for (int k = 0; k < 8; k++)
-            x[k] = kivi_cuda_row_quad<SLICE>(rows, 8 * f.t + k, 32 * i + 4 * f.g);
+            x[k] = kivi_cuda_row_quad<F::DIM>(rows, 8 * f.t + k, 32 * i + 4 * f.g);
 #pragma unroll
         for (int m = 0; m < 2; m++) {
             float part[4] = {0, 0, 0, 0};
@@ -165,7 +162,7 @@ __device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const uint4 *rows, int 
             }
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                f.out[2 * (first + i) + m][j] = fmaf(part[j], 0x1p-24f, f.out[2 * (first + i) + m][j]);
+                f.out[2 * i + m][j] = fmaf(part[j], 0x1p-24f, f.out[2 * i + m][j]);
         }
     }
 }
@@ -201,7 +198,7 @@ __device__ __forceinline__ void kivi_cuda_score_page(const F &f, const unsigned 
 #pragma unroll
     for (int i = 0; i < 4; i++)
         score[i][0] = score[i][1] = 0;
-    kivi_cuda_score_rows<F::DIM>(f, (const uint4 *)shared, 0, score);
+    kivi_cuda_score_rows(f, (const uint4 *)shared, score);
 }
 
 /* Of the tokens that `keep` has not. */
@@ -214,7 +211,7 @@ __device__ __forceinline__ void kivi_cuda_sum_page(F &f, const unsigned char *sh
 #pragma unroll
     for (int i = 0; i < 4; i++)
         mask[i] = keep ? ~keep[i] : 0xffffffffu;
-    kivi_cuda_sum_rows<F::DIM>(f, (const uint4 *)(shared + F::V_CODES), 0, mask);
+    kivi_cuda_sum_rows(f, (const uint4 *)(shared + F::V_CODES), mask);
 }
 
 /* All copies of the warp are there. */
@@ -225,9 +222,9 @@ __device__ __forceinline__ void kivi_cuda_wait_for_all()
     __syncwarp();
 }
 
-/* A unit of any kind, precisely, in `shared`: F::BYTES for its codes, then room for SLICE channels of its
- * rows. */
-template <int SLICE, class F>
+/* A unit of any kind, precisely: first its keys, then its values, each F::HALF bytes of codes in `shared`, and then
+ * its rows. */
+template <class F>
 __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
                                                    const unsigned char *page, uint32_t at, uint32_t u)
 {
@@ -235,19 +232,19 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
     const bool k_codes = unit < f.item.k_packed, v_codes = unit < f.item.v_packed;
     const bool k_rows = end > f.item.k_packed || unit < f.s.n_sink;
     const bool v_rows = end > f.item.v_packed || unit < f.s.n_sink;
-    uint4 *rows = (uint4 *)(shared + F::BYTES);
+    unsigned char *const values = shared - F::V_CODES; /* so that they are where the keys were */
+    uint4 *rows = (uint4 *)(shared + F::HALF);
     float score[4][2] = {};
     uint32_t keep[4];
 
     f.find_lane();
     __syncwarp();
-    if (k_codes || v_codes)
-        kivi_cuda_fetch(f, shared, page, at, kivi_cuda_in_unit(u, f.item.k_packed),
-                        kivi_cuda_in_unit(u, f.item.v_packed));
+    if (k_codes)
+        kivi_cuda_fetch(f, shared, page, at, kivi_cuda_in_unit(u, f.item.k_packed), 0);
     if (k_rows) {
         const kivi_cuda_rows from = kivi_cuda_key_rows(f.s, f.item, f.head);
 
-        kivi_cuda_fetch_rows<SLICE>(rows, from, u, 0, f.lane);
+        kivi_cuda_fetch_rows<F::DIM>(rows, from, u, f.lane);
         kivi_cuda_wait_for_all();
         if (k_codes) {
             kivi_cuda_precise_scores(f, shared, score);
@@ -256,42 +253,27 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
                 if (kivi_cuda_is_row(from, unit + 4 * f.g + i))
                     score[i][0] = score[i][1] = 0;
         }
-#pragma unroll 1
-        for (int c0 = 0;;) {
-            kivi_cuda_score_rows<SLICE>(f, rows, c0, score);
-            c0 += SLICE;
-            if (c0 == F::DIM)
-                break;
-            __syncwarp();
-            kivi_cuda_fetch_rows<SLICE>(rows, from, u, c0, f.lane);
-            kivi_cuda_wait_for_all();
-        }
+        kivi_cuda_score_rows(f, rows, score);
     } else {
         kivi_cuda_wait_for_all();
         kivi_cuda_precise_scores(f, shared, score);
     }
     __syncwarp();
-    if (v_rows) /* while the weights are made */
-        kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, 0, f.lane);
+    if (v_codes) /* while the weights are made */
+        kivi_cuda_fetch(f, values, page, at, 0, kivi_cuda_in_unit(u, f.item.v_packed));
+    if (v_rows)
+        kivi_cuda_fetch_rows<F::DIM>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, f.lane);
     kivi_cuda_copy_commit();
     f.cap(score);
     f.hide(u, score);
     f.template weigh<true>(score);
     kivi_cuda_row_mask(f, u, keep);
-    kivi_cuda_sum_rest<true>(f, shared, v_codes, keep);
+    kivi_cuda_wait_for_all();
+    kivi_cuda_sum_rest<true>(f, values, v_codes, keep);
     if (v_codes)
-        kivi_cuda_sum_codes<true>(f, shared, keep);
+        kivi_cuda_sum_codes<true>(f, values, keep);
     if (v_rows)
-#pragma unroll
-        for (int c0 = 0; c0 < F::DIM; c0 += SLICE) {
-            if (c0 > 0) {
-                __syncwarp();
-                kivi_cuda_fetch_rows<SLICE>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, c0,
-                                            f.lane);
-            }
-            kivi_cuda_wait_for_all();
-            kivi_cuda_sum_rows<SLICE>(f, rows, c0 / 32, keep);
-        }
+        kivi_cuda_sum_rows(f, rows, keep);
 }
 
 #endif
