@@ -19,13 +19,16 @@
 template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
     static constexpr int BYTES = kivi_cuda_fast<D, KB, VB>::BYTES;
     static constexpr int RESULT = (int)(KIVI_CUDA_ROWS * (D + 2) * 4);
-    /* A warp's memory holds its units in flight; then the keys or the values of one unit, codes and rows; in the end
-     * its result. That of all warps has to fit into the 99 KB that every device has. */
+    /* A warp's memory holds its units in flight; then one unit's codes, those of keys and of values one after the
+     * other if there is no room for both, and rows; in the end its result. That of all warps has to fit into the
+     * 99 KB that every device has. */
     static constexpr int WARPS = 16 * BYTES <= 98304 ? 8 : 8 * BYTES <= 98304 ? 4 : 2;
     static constexpr int ROOM = 90624 / WARPS;
     static constexpr int STAGES = 2; /* more, asked for early, get into the way of the kernel before */
-    static constexpr int UNIT = kivi_cuda_fast<D, KB, VB>::HALF + 64 * D; /* 64 bytes of rows to a channel */
-    static constexpr int LAST = UNIT > RESULT ? UNIT : RESULT;
+    static constexpr int KEYS = kivi_cuda_fast<D, KB, VB>::V_CODES, VALUES = BYTES - KEYS;
+    static constexpr int ROWS = 64 * D; /* of keys or of values: 64 bytes to a channel */
+    static constexpr int CODES = BYTES + ROWS <= ROOM ? BYTES : KEYS > VALUES ? KEYS : VALUES;
+    static constexpr int LAST = CODES + ROWS > RESULT ? CODES + ROWS : RESULT;
     static_assert(STAGES * BYTES <= ROOM && LAST <= ROOM, "they fit");
     static constexpr int WARP_BYTES = (STAGES * BYTES > LAST ? STAGES * BYTES : LAST) + 127 & ~127;
     static constexpr int THREADS = 32 * WARPS, BLOCKS = 16 / WARPS; /* of an SM, at least */
@@ -185,7 +188,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
 
         const uint32_t index = kivi_cuda_divide(u, f.s.units_per_page);
 
-        kivi_cuda_any_unit(f, mine, codes ? kivi_cuda_page(f.s, f.item, index) : NULL,
+        kivi_cuda_any_unit<shape::CODES>(f, mine, codes ? kivi_cuda_page(f.s, f.item, index) : NULL,
                                          u - index * f.s.units_per_page.by, u);
     }
 }

@@ -222,9 +222,9 @@ __device__ __forceinline__ void kivi_cuda_wait_for_all()
     __syncwarp();
 }
 
-/* A unit of any kind, precisely: first its keys, then its values, each F::HALF bytes of codes in `shared`, and then
- * its rows. */
-template <class F>
+/* A unit of any kind, precisely, in `shared`: CODES bytes for its codes, at a time those of keys and of values if
+ * they fit, then its rows. */
+template <int CODES, class F>
 __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
                                                    const unsigned char *page, uint32_t at, uint32_t u)
 {
@@ -232,15 +232,17 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
     const bool k_codes = unit < f.item.k_packed, v_codes = unit < f.item.v_packed;
     const bool k_rows = end > f.item.k_packed || unit < f.s.n_sink;
     const bool v_rows = end > f.item.v_packed || unit < f.s.n_sink;
-    unsigned char *const values = shared - F::V_CODES; /* so that they are where the keys were */
-    uint4 *rows = (uint4 *)(shared + F::HALF);
+    constexpr bool together = CODES >= F::BYTES; /* else values come to where the keys were */
+    unsigned char *const values = shared - (together ? 0 : F::V_CODES);
+    uint4 *rows = (uint4 *)(shared + CODES);
     float score[4][2] = {};
     uint32_t keep[4];
 
     f.find_lane();
     __syncwarp();
-    if (k_codes)
-        kivi_cuda_fetch(f, shared, page, at, kivi_cuda_in_unit(u, f.item.k_packed), 0);
+    if (k_codes || (together && v_codes))
+        kivi_cuda_fetch(f, shared, page, at, kivi_cuda_in_unit(u, f.item.k_packed),
+                        together ? kivi_cuda_in_unit(u, f.item.v_packed) : 0);
     if (k_rows) {
         const kivi_cuda_rows from = kivi_cuda_key_rows(f.s, f.item, f.head);
 
@@ -259,9 +261,9 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
         kivi_cuda_precise_scores(f, shared, score);
     }
     __syncwarp();
-    if (v_codes) /* while the weights are made */
+    if (!together && v_codes) /* while the weights are made */
         kivi_cuda_fetch(f, values, page, at, 0, kivi_cuda_in_unit(u, f.item.v_packed));
-    if (v_rows)
+    if (v_rows) /* likewise */
         kivi_cuda_fetch_rows<F::DIM>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, f.lane);
     kivi_cuda_copy_commit();
     f.cap(score);

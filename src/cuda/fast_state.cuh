@@ -42,7 +42,6 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     /* Where a unit's parts lie in its shared memory, in bytes. */
     static constexpr int K_SCALES = 4 * D * KB, V_CODES = K_SCALES + (KB == 16 ? 0 : 4 * D);
     static constexpr int V_SCALES = V_CODES + 4 * D * VB, BYTES = V_SCALES + (VB == 16 ? 0 : 4 * D);
-    static constexpr int HALF = V_CODES > BYTES - V_CODES ? V_CODES : BYTES - V_CODES; /* keys or values */
 
     const kivi_cuda_step &s;
     const kivi_cuda_item &item;
