@@ -91,8 +91,8 @@ __device__ void append(const kivi_cuda_step &s, const kivi_cuda_item &item, cons
 
 /*
  * Grid: (keys and values of each head, items). With `beside`, the call's attention is the kernel before, and may
- * still run: it started when all before it was done, and reads nothing that is written here (kivi_cuda_append_tokens).
- * So the next call's attention may start, too, and finds its work while this one's ends.
+ * still run: all before it is done, or this kernel would not have started, and it reads nothing that is written
+ * here. So the next call's attention may start, too, and find its work while this one's ends.
  */
 __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi_cuda_step s, bool beside)
 {
@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi
 cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan, bool attended,
                                     cudaStream_t stream)
 {
+    /* Tables are uploaded by a kernel of their own, which has to be waited for. */
     const bool beside = attended && step->overlap && !step->tables && !plan->replaces_rows;
 
     return kivi_cuda_launch(append_tokens, dim3(2 * step->n_kv_heads, step->n_items), 32, 0, stream,

@@ -359,8 +359,8 @@ cudaError_t wait_for_others(kivi_cuda_context *c, cudaStream_t stream, bool capt
 /*
  * What attention may read before the kernel ahead of it in the stream has ended. The first kernel of a call lets
  * the next one start when all before it is done, so of all calls only the last can still be writing; and at most
- * so many tokens became codes in it as in the item of which most did. (A kernel of the caller's between the two may
- * let the next one start sooner, and changes nothing in that.)
+ * so many tokens became codes in it as in the item of which most did. (A kernel of the caller's between the two
+ * may let the next one start sooner, and changes nothing in that.)
  */
 void settle(kivi_cuda_context *c, const kivi_step *step, kivi_cuda_item *items)
 {

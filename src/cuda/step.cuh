@@ -103,12 +103,7 @@ struct kivi_cuda_step {
 
 /* ------------------------------------------- kernels of a stream, one after the other */
 
-/*
- * From compute capability 9.0 on, a kernel of ours may start while the one before it in the stream still runs
- * (kivi_cuda_launch), find its work from its arguments, and begin to read codes that are settled. Then it waits:
- * until all that was before is done and can be seen, and only then lets the next one start (run.cu: settle).
- * Every block does so, even one without work: whoever waits for its kernel relies on that.
- */
+/* When all blocks have been here, the next kernel may start. */
 __device__ __forceinline__ void kivi_cuda_let_next_start()
 {
 #if __CUDA_ARCH__ >= 900
@@ -116,6 +111,12 @@ __device__ __forceinline__ void kivi_cuda_let_next_start()
 #endif
 }
 
+/*
+ * From compute capability 9.0 on, a kernel of ours may start while the one before it in the stream still runs
+ * (kivi_cuda_launch), find its work from its arguments, and begin to read codes that are settled. Then it waits:
+ * until all that was before is done and can be seen. Only then does it let the next one start (run.cu: settle), but
+ * for append_tokens.cu. Every block waits, even one without work: whoever waits for its kernel relies on that.
+ */
 __device__ __forceinline__ void kivi_cuda_wait_for_stream()
 {
 #if __CUDA_ARCH__ >= 900
