@@ -150,6 +150,7 @@ __device__ __forceinline__ void kivi_cuda_merge(const kivi_cuda_step &s, const k
                                                 float4 *room, uint32_t fit)
 {
     const uint32_t n_parts = g.last_part - g.first_part + 1, lane = threadIdx.x % 32;
+    const uint32_t most = fit < 64 ? fit : 64;
 
 #pragma unroll 1
     for (uint32_t c = 4 * lane; c - 4 * lane < width; c += 128) {
@@ -157,22 +158,29 @@ __device__ __forceinline__ void kivi_cuda_merge(const kivi_cuda_step &s, const k
         kivi_cuda_quad quad = {};
 
 #pragma unroll 1
-        for (uint32_t begin = 0; begin < n_parts; begin += fit) {
-            const uint32_t n = n_parts - begin < fit ? n_parts - begin : fit;
-            const float4 *quads = room + lane;
+        for (uint32_t begin = 0; begin < n_parts; begin += most) {
+            const uint32_t n = n_parts - begin < most ? n_parts - begin : most;
+            float unit[2], sum[2]; /* of parts `lane` and 32 + lane */
 
+#pragma unroll
+            for (uint32_t i = 0; i < 2; i++) {
+                const uint32_t j = lane + 32 * i < n ? lane + 32 * i : 0;
+                const float *ends = kivi_cuda_partial(s, g, begin + j, width) + KIVI_CUDA_ROWS * width + row;
+
+                unit[i] = __ldcg(ends);
+                sum[i] = __ldcg(ends + KIVI_CUDA_ROWS);
+            }
 #pragma unroll 4
             for (uint32_t j = 0; j < n; j++)
                 kivi_cuda_copy16(&room[32 * j + lane], kivi_cuda_partial(s, g, begin + j, width) + from);
             kivi_cuda_copy_commit();
+            kivi_cuda_copy_wait<0>();
 #pragma unroll 1
-            for (uint32_t j = 0; j < n; j += 32, quads += 32 * 32) {
-                const float *ends = kivi_cuda_partial(s, g, begin + (j + lane < n ? j + lane : j), width)
-                                    + KIVI_CUDA_ROWS * width + row;
-                const float unit = __ldcg(ends), sum = __ldcg(ends + KIVI_CUDA_ROWS);
-
-                kivi_cuda_copy_wait<0>();
-                kivi_cuda_add(quad, n - j < 32 ? n - j : 32, unit, sum, (const float *)quads, 128);
+            for (uint32_t j = 0; j < n; j += 32) {
+                kivi_cuda_add(quad, n - j < 32 ? n - j : 32, unit[0], sum[0],
+                              (const float *)&room[32 * j + lane], 128);
+                unit[0] = unit[1];
+                sum[0] = sum[1];
             }
         }
         if (c < width)
