@@ -91,8 +91,8 @@ __device__ void append(const kivi_cuda_step &s, const kivi_cuda_item &item, cons
 
 /*
  * Grid: (keys and values of each head, items). With `beside`, the call's attention is the kernel before, and may
- * still run: all before it is done, or this kernel would not have started, and it reads nothing that is written
- * here. So the next call's attention may start, too, and find its work while this one's ends.
+ * still run: all before it is done, or this kernel would not have started, and it reads no row and no code that is
+ * written here. So the next call's attention may start, too, and find its work while this one's ends.
  */
 __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi_cuda_step s, bool beside)
 {

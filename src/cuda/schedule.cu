@@ -3,10 +3,10 @@
 
 namespace {
 
-/* A place in the line of all units: unit `unit` of task number `task` of an item, which starts at `cost`. */
+/* A place in the line of all units: one of task number `task` of an item, which starts at cost `task_starts`. */
 struct place {
     uint32_t item, unit;
-    uint64_t task, task_starts; /* the latter is a cost */
+    uint64_t task, task_starts;
 };
 
 /* Codes come first, then rows. */
