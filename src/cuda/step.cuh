@@ -127,25 +127,26 @@ __device__ __forceinline__ void kivi_cuda_wait_for_stream()
 
 /* ------------------------------------------------------------------ tables */
 
+__device__ __forceinline__ const unsigned char *kivi_cuda_tables(const kivi_cuda_step &s)
+{
+    return s.tables ? (const unsigned char *)s.tables : s.in_place;
+}
+
 __device__ __forceinline__ const kivi_cuda_item *kivi_cuda_items(const kivi_cuda_step &s)
 {
-    return (const kivi_cuda_item *)(s.tables ? s.tables : s.in_place);
+    return (const kivi_cuda_item *)kivi_cuda_tables(s);
 }
 
 /* For all parts, and one for the end. */
 __device__ __forceinline__ const kivi_cuda_start *kivi_cuda_starts(const kivi_cuda_step &s)
 {
-    const unsigned char *base = (const unsigned char *)(s.tables ? s.tables : s.in_place);
-
-    return (const kivi_cuda_start *)(base + s.starts_at);
+    return (const kivi_cuda_start *)(kivi_cuda_tables(s) + s.starts_at);
 }
 
 __device__ __forceinline__ unsigned char *const *kivi_cuda_pages(const kivi_cuda_step &s,
                                                                  const kivi_cuda_item &item)
 {
-    const unsigned char *base = (const unsigned char *)(s.tables ? s.tables : s.in_place);
-
-    return (unsigned char *const *)(base + s.pages_at) + item.page;
+    return (unsigned char *const *)(kivi_cuda_tables(s) + s.pages_at) + item.page;
 }
 
 /* Number i of the item's pages. Read from the arguments themselves, and not through a pointer that may be to
@@ -201,9 +202,9 @@ __device__ __forceinline__ void kivi_cuda_load_floats(const void *data, uint32_t
         } y = {};
 
         if (N == 4)
-            y.four = *(const uint2 *)half;
+            y.four = __ldcg((const uint2 *)half);
         else
-            y.pair[0] = *(const uint32_t *)half;
+            y.pair[0] = __ldcg((const uint32_t *)half);
 #pragma unroll
         for (int i = 0; i < N / 2; i++) {
             const float2 f = __half22float2(*(const __half2 *)&y.pair[i]);
