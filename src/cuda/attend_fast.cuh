@@ -165,6 +165,8 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
     uint32_t edge = shape::WARPS - 1 - share.warp;
     uint32_t words = __ballot_sync(0xffffffffu, left_out != 0), word = 0, bits = 0;
 
+    if (!words && edge >= n_edges)
+        return;
 #pragma unroll 1
     for (;;) {
         uint32_t u;
@@ -247,7 +249,7 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
         __syncwarp();
         f.store((float *)mine);
         __syncthreads();
-        kivi_cuda_finish(s, item, segment, (const float *)shared, shape::WARPS, shape::WARP_BYTES / 4, D,
+        kivi_cuda_finish(s, item, segment, {(const float *)shared, shape::WARPS, shape::WARP_BYTES / 4, D},
                          (float4 *)shared, shape::WARPS * shape::WARP_BYTES / 16);
         __syncthreads();
     }

@@ -248,7 +248,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
             result[KIVI_CUDA_ROWS * (s.v.dim + 1) + threadIdx.x] = m.sum[threadIdx.x];
         }
         __syncthreads();
-        kivi_cuda_finish(s, item, g, result, 1, 0, s.v.dim, room, ROOM);
+        kivi_cuda_finish(s, item, g, {result, 1, 0, s.v.dim}, room, ROOM);
         __syncthreads();
     }
 }

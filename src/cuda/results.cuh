@@ -23,19 +23,30 @@ struct kivi_cuda_quad {
     float unit, sum; /* of the row */
 };
 
-/* Adds n results of a row, at most 32, to `to`, by one warp. Lane j has the unit and the sum of result number
- * j. `x` is the lane's quad in the first of them, the next one's is `stride` floats further. */
-__device__ __forceinline__ void kivi_cuda_add(kivi_cuda_quad &to, uint32_t n, float unit, float sum,
-                                              const float *x, uint32_t stride)
+/* Takes n more results, at most 64, into the scale and the sum of `to`, by one warp. Lane j has the units and the sums
+ * of results j and 32 + j, and gets in `sum` what their outputs count. */
+__device__ __forceinline__ void kivi_cuda_weigh_results(kivi_cuda_quad &to, uint32_t n, const float unit[2],
+                                                        float sum[2])
 {
-    const bool is_one = threadIdx.x % 32 < n && sum > 0;
-    float max = fmaxf(is_one ? unit : -INFINITY, to.sum > 0 ? to.unit : -INFINITY), keep, weight, total;
+    float max = to.sum > 0 ? to.unit : -INFINITY, total = 0, keep;
 
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (threadIdx.x % 32 + 32 * i >= n)
+            sum[i] = 0;
+        if (sum[i] > 0)
+            max = fmaxf(max, unit[i]);
+    }
 #pragma unroll
     for (int i = 16; i > 0; i /= 2)
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
-    weight = is_one ? kivi_cuda_exp2(unit - max) : 0.0f;
-    total = is_one ? weight * sum : 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float weight = sum[i] > 0 ? kivi_cuda_exp2(unit[i] - max) : 0.0f;
+
+        total = fmaf(weight, sum[i], total);
+        sum[i] = weight;
+    }
 #pragma unroll
     for (int i = 16; i > 0; i /= 2)
         total += __shfl_xor_sync(0xffffffffu, total, i);
@@ -43,10 +54,16 @@ __device__ __forceinline__ void kivi_cuda_add(kivi_cuda_quad &to, uint32_t n, fl
     to.x = make_float4(to.x.x * keep, to.x.y * keep, to.x.z * keep, to.x.w * keep);
     to.sum = fmaf(to.sum, keep, total);
     to.unit = max;
+}
+
+/* Adds their outputs. `x` is the lane's quad in the first of them, the next one's is `stride` floats further. */
+__device__ __forceinline__ void kivi_cuda_add_results(kivi_cuda_quad &to, uint32_t n, const float weight[2],
+                                                      const float *x, uint32_t stride)
+{
 #pragma unroll 4
     for (uint32_t j = 0; j < n; j++, x += stride) {
         const float4 y = *(const float4 *)x;
-        const float f = __shfl_sync(0xffffffffu, weight, j);
+        const float f = __shfl_sync(0xffffffffu, j < 32 ? weight[0] : weight[1], j);
 
         to.x = make_float4(fmaf(y.x, f, to.x.x), fmaf(y.y, f, to.x.y), fmaf(y.z, f, to.x.z),
                            fmaf(y.w, f, to.x.w));
@@ -133,6 +150,19 @@ __device__ __forceinline__ float *kivi_cuda_partial(const kivi_cuda_step &s, con
     return s.partials + (2 * (size_t)(g.first_part + j) + (j == 0)) * kivi_cuda_result_floats(width);
 }
 
+/* Channels c .. c + 3 of a row of what the block's part leaves of a task. */
+__device__ __forceinline__ void kivi_cuda_leave(const kivi_cuda_step &s, const kivi_cuda_segment &g, uint32_t width,
+                                                uint32_t row, uint32_t c, const kivi_cuda_quad &q)
+{
+    float *partial = kivi_cuda_partial(s, g, blockIdx.x - g.first_part, width);
+
+    *(float4 *)&partial[row * width + c] = q.x;
+    if (c == 0) {
+        partial[KIVI_CUDA_ROWS * width + row] = q.unit;
+        partial[KIVI_CUDA_ROWS * (width + 1) + row] = q.sum;
+    }
+}
+
 /* Counts this part among those that are done with a row: their number before. What the block wrote before its
  * last barrier is seen by whoever counts later. */
 __device__ __forceinline__ uint32_t kivi_cuda_arrive(uint32_t *arrivals)
@@ -143,106 +173,108 @@ __device__ __forceinline__ uint32_t kivi_cuda_arrive(uint32_t *arrivals)
     return before;
 }
 
-/* Merges what the parts of a task left of a row, by one warp. `room`, in shared memory, takes the lanes' quads
- * of `fit` parts. */
-__device__ __forceinline__ void kivi_cuda_merge(const kivi_cuda_step &s, const kivi_cuda_item &item,
-                                                const kivi_cuda_segment &g, uint32_t row, uint32_t width,
-                                                float4 *room, uint32_t fit)
+/* What a block has of a task: results of its own, n of them, `stride` floats apart in shared memory, each `width`
+ * channels wide. */
+struct kivi_cuda_own {
+    const float *results;
+    uint32_t n, stride, width;
+};
+
+/* A lane's quad at channel c of a row, by one warp: of the sum of the block's own results, or, to merge, of what all
+ * parts of the task left, as many at a time as `room`, in shared memory, takes: a quad to a lane and part. */
+__device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum(const kivi_cuda_step &s, const kivi_cuda_segment &g,
+                                                        const kivi_cuda_own &own, uint32_t row, uint32_t c, bool merge,
+                                                        float4 *room, uint32_t fit)
 {
-    const uint32_t n_parts = g.last_part - g.first_part + 1, lane = threadIdx.x % 32;
-    const uint32_t most = fit < 64 ? fit : 64;
+    const uint32_t n_results = merge ? g.last_part - g.first_part + 1 : own.n, lane = threadIdx.x % 32;
+    const uint32_t most = merge && fit < 64 ? fit : 64, ends_at = KIVI_CUDA_ROWS * own.width + row;
+    const uint32_t from = row * own.width + (c < own.width ? c : 0); /* all lanes take part */
+    kivi_cuda_quad quad = {};
 
 #pragma unroll 1
-    for (uint32_t c = 4 * lane; c - 4 * lane < width; c += 128) {
-        const uint32_t from = row * width + (c < width ? c : 0); /* all lanes take part */
-        kivi_cuda_quad quad = {};
-
-#pragma unroll 1
-        for (uint32_t begin = 0; begin < n_parts; begin += most) {
-            const uint32_t n = n_parts - begin < most ? n_parts - begin : most;
-            float unit[2], sum[2]; /* of parts `lane` and 32 + lane */
+    for (uint32_t begin = 0; begin < n_results; begin += most) {
+        const uint32_t n = n_results - begin < most ? n_results - begin : most;
+        float unit[2], sum[2]; /* of results `lane` and 32 + lane */
 
 #pragma unroll
-            for (uint32_t i = 0; i < 2; i++) {
-                const uint32_t j = lane + 32 * i < n ? lane + 32 * i : 0;
-                const float *ends = kivi_cuda_partial(s, g, begin + j, width) + KIVI_CUDA_ROWS * width + row;
+        for (uint32_t i = 0; i < 2; i++) {
+            const uint32_t j = lane + 32 * i < n ? lane + 32 * i : 0;
+            const float *ends = merge ? kivi_cuda_partial(s, g, begin + j, own.width) : own.results + j * own.stride;
 
-                unit[i] = __ldcg(ends);
-                sum[i] = __ldcg(ends + KIVI_CUDA_ROWS);
-            }
-#pragma unroll 4
-            for (uint32_t j = 0; j < n; j++)
-                kivi_cuda_copy16(&room[32 * j + lane], kivi_cuda_partial(s, g, begin + j, width) + from);
-            kivi_cuda_copy_commit();
-            kivi_cuda_copy_wait<0>();
-#pragma unroll 1
-            for (uint32_t j = 0; j < n; j += 32) {
-                kivi_cuda_add(quad, n - j < 32 ? n - j : 32, unit[0], sum[0],
-                              (const float *)&room[32 * j + lane], 128);
-                unit[0] = unit[1];
-                sum[0] = sum[1];
-            }
+            unit[i] = merge ? __ldcg(ends + ends_at) : ends[ends_at];
+            sum[i] = merge ? __ldcg(ends + ends_at + KIVI_CUDA_ROWS) : ends[ends_at + KIVI_CUDA_ROWS];
         }
-        if (c < width)
-            kivi_cuda_put(s, item, g, row, c, quad);
+        if (merge) {
+            const float *x = kivi_cuda_partial(s, g, begin, own.width) + from;
+
+#pragma unroll 4
+            for (uint32_t j = 0; j < n; j++) {
+                kivi_cuda_copy16(&room[32 * j + lane], x);
+                x += (begin + j == 0 ? 1 : 2) * kivi_cuda_result_floats(own.width); /* kivi_cuda_partial */
+            }
+            kivi_cuda_copy_commit();
+        }
+        kivi_cuda_weigh_results(quad, n, unit, sum); /* while copies are on their way */
+        kivi_cuda_copy_wait<0>();
+        kivi_cuda_add_results(quad, n, sum, merge ? (const float *)&room[lane] : own.results + from,
+                              merge ? 128 : own.stride);
     }
+    return quad;
+}
+
+/* Counts this part among those that are done with a row. Whether it is the last. By one warp. */
+__device__ __forceinline__ bool kivi_cuda_is_last(const kivi_cuda_step &s, const kivi_cuda_segment &g, uint32_t row)
+{
+    uint32_t *arrivals = &s.arrivals[g.first_part * KIVI_CUDA_ROWS + row];
+    bool last = false;
+
+    if (threadIdx.x % 32 == 0) {
+        last = kivi_cuda_arrive(arrivals) == g.last_part - g.first_part;
+        if (last)
+            *arrivals = 0;
+    }
+    last = __shfl_sync(0xffffffffu, last, 0);
+    __syncwarp(); /* orders memory, too */
+    return last;
 }
 
 /*
- * The end of a segment, by all warps of the block, a row to a warp at a time: `own` are its results, n of them,
- * `stride` floats apart in shared memory; they are done with when all warps have been here. Writes the rows if
- * the part did the whole task; else leaves a partial result, and merges if it is the last to do so. `room` is
- * shared memory of the block as well, `quads` float4, and may be where the results are.
+ * The end of a segment, by all warps of the block, a row to a warp at a time. Writes the rows if the part did the
+ * whole task; else leaves a partial result, and merges if it is the last to do so. The own results are done with when
+ * all warps have been here. `room` is shared memory of the block as well, `quads` float4, and may be where they are.
  */
 __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const kivi_cuda_item &item,
-                                                 const kivi_cuda_segment &g, const float *own, uint32_t n,
-                                                 uint32_t stride, uint32_t width, float4 *room,
+                                                 const kivi_cuda_segment &g, const kivi_cuda_own &own, float4 *room,
                                                  uint32_t quads)
 {
-    const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile), lane = threadIdx.x % 32;
-    const uint32_t n_parts = g.last_part - g.first_part + 1, n_warps = blockDim.x / 32;
+    const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile), n_warps = blockDim.x / 32;
+    const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t piece = quads / (n_rows < n_warps ? n_rows : n_warps);
-    float *partial = kivi_cuda_partial(s, g, blockIdx.x - g.first_part, width);
+    const bool shared = g.first_part != g.last_part;
 
+    /* One loop for both: instructions are slow to come the first time, and the second time others wait. */
 #pragma unroll 1
-    for (uint32_t row = threadIdx.x / 32; row < n_rows; row += n_warps) {
-        const float *ends = own + (lane < n ? lane * stride : 0) + KIVI_CUDA_ROWS * width + row;
-
+    for (bool merge = false;; merge = true) {
 #pragma unroll 1
-        for (uint32_t c = 4 * lane; c - 4 * lane < width; c += 128) {
-            kivi_cuda_quad quad = {};
-
-            kivi_cuda_add(quad, n, ends[0], ends[KIVI_CUDA_ROWS],
-                          own + row * width + (c < width ? c : 0), stride);
-            if (c >= width)
+        for (uint32_t row = warp; row < n_rows; row += n_warps) {
+            if (merge && !kivi_cuda_is_last(s, g, row))
                 continue;
-            if (n_parts == 1)
-                kivi_cuda_put(s, item, g, row, c, quad);
-            else
-                *(float4 *)&partial[row * width + c] = quad.x;
-            if (n_parts > 1 && c == 0) {
-                partial[KIVI_CUDA_ROWS * width + row] = quad.unit;
-                partial[KIVI_CUDA_ROWS * (width + 1) + row] = quad.sum;
+#pragma unroll 1
+            for (uint32_t c = 4 * lane; c - 4 * lane < own.width; c += 128) {
+                const kivi_cuda_quad quad =
+                    kivi_cuda_sum(s, g, own, row, c, merge, room + warp * piece, piece / 32);
+
+                if (c >= own.width)
+                    continue;
+                if (merge || !shared)
+                    kivi_cuda_put(s, item, g, row, c, quad);
+                else
+                    kivi_cuda_leave(s, g, own.width, row, c, quad);
             }
         }
-    }
-    if (n_parts == 1)
-        return;
-    __syncthreads();
-#pragma unroll 1
-    for (uint32_t row = threadIdx.x / 32; row < n_rows; row += n_warps) {
-        uint32_t *arrivals = &s.arrivals[g.first_part * KIVI_CUDA_ROWS + row];
-        uint32_t turn = 0;
-
-        if (lane == 0)
-            turn = kivi_cuda_arrive(arrivals);
-        turn = __shfl_sync(0xffffffffu, turn, 0);
-        __syncwarp(); /* orders memory, too */
-        if (turn != n_parts - 1)
-            continue;
-        if (lane == 0)
-            *arrivals = 0;
-        kivi_cuda_merge(s, item, g, row, width, room + threadIdx.x / 32 * piece, piece / 32);
+        if (merge || !shared)
+            return;
+        __syncthreads();
     }
 }
 
