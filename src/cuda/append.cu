@@ -115,7 +115,7 @@ __device__ void load_slab(const kivi_cuda_step &s, slab_state &m, const kivi_cud
     const uint32_t old = rows.n_old <= start        ? 0
                          : rows.n_old - start < SLAB ? (uint32_t)(rows.n_old - start)
                                                      : SLAB;
-    const uint32_t ring_at = old ? (uint32_t)(start % rows.ring_length) : 0;
+    const uint32_t ring_at = old ? (uint32_t)(start % rows.ring_length.by) : 0;
     const __half *fresh = (const __half *)rows.fresh + rows.fresh_at
                           + ((int64_t)start - (int64_t)rows.n_old) * rows.fresh_token + c0 + c;
     const __half *ring = (const __half *)rows.ring + c0 + c;
@@ -134,7 +134,7 @@ __device__ void load_slab(const kivi_cuda_step &s, slab_state &m, const kivi_cud
         else if (t >= old)
             x[i] = *(const uint4 *)(fresh + (int64_t)t * rows.fresh_token);
         else
-            x[i] = *(const uint4 *)(ring + (size_t)((ring_at + t) % rows.ring_length) * rows.dim);
+            x[i] = *(const uint4 *)(ring + (size_t)((ring_at + t) % rows.ring_length.by) * rows.dim);
     }
 #pragma unroll
     for (uint32_t i = 0; i < COUNT; i++) {
@@ -544,7 +544,7 @@ kivi_cuda_append_plan kivi_cuda_plan_append(const kivi_cuda_step *step, kivi_cud
 
             plan.tiled = plan.tiled > tiled.end - tiled.begin ? plan.tiled : tiled.end - tiled.begin;
             plan.others = plan.others > others ? plan.others : others;
-            plan.replaces_rows = plan.replaces_rows || rows.n - rows.packed > rows.ring_length;
+            plan.replaces_rows = plan.replaces_rows || rows.n - rows.packed > rows.ring_length.by;
             plan.read_windows = plan.read_windows || (others && rows.packed < rows.n_old);
             plan.few = plan.few && item->n_new <= KIVI_CUDA_FEW
                        && (!all

@@ -101,11 +101,11 @@ __device__ unsigned char *slab_blocks(const kivi_cuda_step &s, const kivi_cuda_i
 __device__ void store_rows(const kivi_cuda_step &s, const kivi_cuda_rows &rows, uint32_t index,
                            bool is_value, uint32_t thread, uint32_t n_threads)
 {
-    const uint64_t oldest = rows.n > rows.ring_length ? rows.n - rows.ring_length : 0;
+    const uint64_t oldest = rows.n > rows.ring_length.by ? rows.n - rows.ring_length.by : 0;
     const uint64_t in_sink = rows.n < rows.n_sink ? rows.n : rows.n_sink;
     const uint32_t n_sinks = in_sink > rows.n_old ? (uint32_t)(in_sink - rows.n_old) : 0;
     const uint64_t after = rows.n_old + n_sinks, begin = oldest > after ? oldest : after;
-    const uint32_t oldest_at = (uint32_t)(oldest % rows.ring_length), per_row = rows.dim / 8;
+    const uint32_t oldest_at = (uint32_t)(oldest % rows.ring_length.by), per_row = rows.dim / 8;
     const uint32_t n = (n_sinks + (uint32_t)(rows.n - begin)) * per_row;
 
     for (uint32_t i = thread; i < n; i += n_threads) {
@@ -123,7 +123,7 @@ __device__ void store_rows(const kivi_cuda_step &s, const kivi_cuda_rows &rows, 
             const uint32_t slot = oldest_at + (uint32_t)(token - oldest);
 
             *(uint4 *)((__half *)rows.ring
-                       + (size_t)(slot < rows.ring_length ? slot : slot - rows.ring_length)
+                       + (size_t)(slot < rows.ring_length.by ? slot : slot - rows.ring_length.by)
                              * rows.dim
                        + c) = x;
         }

@@ -78,7 +78,7 @@ __device__ void append(const kivi_cuda_step &s, const kivi_cuda_item &item, cons
 #pragma unroll 1
         for (uint64_t token = rows.packed; token < item.v_after; token++) {
             const uint32_t at = (uint32_t)(token % SLAB);
-            const __half *row = (const __half *)rows.ring + token % rows.ring_length * rows.dim;
+            const __half *row = (const __half *)rows.ring + token % rows.ring_length.by * rows.dim;
 
             quantize_token(s.v, row,
                            slab_blocks(s, item, head, true, (uint32_t)(token / SLAB))

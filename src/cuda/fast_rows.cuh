@@ -32,13 +32,13 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
 {
     constexpr uint32_t PER_ROW = DIM / 8, STEP = 32 / PER_ROW;
     const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
-    const uint32_t at = (uint32_t)(unit % rows.ring_length);
+    const uint32_t at = kivi_cuda_unit_row(rows.ring_length, u);
     const uint32_t chunk = lane % PER_ROW, first = lane / PER_ROW;
     const uint64_t last = unit + KIVI_CUDA_UNIT < rows.n ? unit + KIVI_CUDA_UNIT : rows.n;
     const bool aligned = kivi_cuda_rows_are_f16(rows, last);
 
     if (unit >= rows.packed && unit >= rows.n_sink && unit + KIVI_CUDA_UNIT <= rows.n_old
-        && at + KIVI_CUDA_UNIT <= rows.ring_length) { /* all of them, and one after the other */
+        && at + KIVI_CUDA_UNIT <= rows.ring_length.by) { /* all of them, and one after the other */
         const __half *from = (const __half *)rows.ring + (size_t)(at + first) * rows.dim + 8 * chunk;
 
 #pragma unroll 4
@@ -46,7 +46,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
             kivi_cuda_copy16(&to[kivi_cuda_row_chunk<DIM>(row, chunk)], from);
         return;
     }
-    if (aligned && unit >= rows.n_sink && rows.ring_length >= KIVI_CUDA_UNIT) { /* the window's ends */
+    if (aligned && unit >= rows.n_sink && rows.ring_length.by >= KIVI_CUDA_UNIT) { /* the window's ends */
         const uint32_t begin = kivi_cuda_in_unit(u, rows.packed), end = kivi_cuda_in_unit(u, rows.n);
         const uint32_t old = kivi_cuda_in_unit(u, rows.n_old); /* before it they are in the ring */
         const __half *ring = (const __half *)rows.ring + 8 * chunk;
@@ -55,7 +55,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
 
 #pragma unroll 4
         for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP) {
-            const uint32_t slot = at + row < rows.ring_length ? at + row : at + row - rows.ring_length;
+            const uint32_t slot = at + row < rows.ring_length.by ? at + row : at + row - rows.ring_length.by;
             const bool copy = row >= begin && row < end;
 
             kivi_cuda_copy16_or_zero(&to[kivi_cuda_row_chunk<DIM>(row, chunk)],

@@ -225,8 +225,8 @@ void fill_args(const kivi_step *step, bool overlap, kivi_cuda_step *s)
     s->window_sink_v = g->window_sink_v;
     s->window_k = g->window_k;
     s->window_v = g->window_v;
-    s->k_ring = g->k_ring;
-    s->v_ring = g->v_ring;
+    s->k_ring = kivi_cuda_make_divisor(g->k_ring);
+    s->v_ring = kivi_cuda_make_divisor(g->v_ring);
     s->n_sink = g->n_sink;
     s->n_q_heads = g->n_q_heads;
     s->n_kv_heads = g->n_kv_heads;

@@ -82,8 +82,8 @@ struct kivi_cuda_start {
 struct kivi_cuda_step {
     struct kivi_layout k, v;
     uint64_t page_v_offset, page_head_stride, window_head_stride, window_sink_v, window_k, window_v;
-    uint32_t page_tokens, k_ring, v_ring, n_sink, n_q_heads, n_kv_heads;
-    kivi_cuda_divisor heads_per_kv, units_per_page;
+    uint32_t page_tokens, n_sink, n_q_heads, n_kv_heads;
+    kivi_cuda_divisor heads_per_kv, units_per_page, k_ring, v_ring;
     uint32_t n_items;
     bool precise, overlap; /* overlap: for kivi_cuda_launch */
     float scale, softcap;
@@ -285,7 +285,8 @@ struct kivi_cuda_rows {
     const void *fresh;
     int64_t fresh_token, fresh_at; /* stride, and the head's offset */
     uint64_t packed, n_old, n;
-    uint32_t ring_length, dim, n_sink, type;
+    kivi_cuda_divisor ring_length;
+    uint32_t dim, n_sink, type;
 };
 
 __host__ __device__ __forceinline__ kivi_cuda_rows
@@ -330,6 +331,14 @@ kivi_cuda_value_rows(const kivi_cuda_step &s, const kivi_cuda_item &item, uint32
     return r;
 }
 
+/* The ring's row of the first token of unit u. */
+__device__ __forceinline__ uint32_t kivi_cuda_unit_row(const kivi_cuda_divisor &ring_length, uint32_t u)
+{
+    const uint32_t at = (u - kivi_cuda_divide(u, ring_length) * ring_length.by) * KIVI_CUDA_UNIT;
+
+    return at - kivi_cuda_divide(at, ring_length) * ring_length.by;
+}
+
 /* Whether the token is read as a row: what is not codes, and the sinks whatever their codes are. */
 __device__ __forceinline__ bool kivi_cuda_is_row(const kivi_cuda_rows &r, uint64_t token)
 {
@@ -348,7 +357,7 @@ __device__ __forceinline__ kivi_cuda_row kivi_cuda_find_row(const kivi_cuda_rows
         row.at = (int64_t)(token - r.n_old) * r.fresh_token + r.fresh_at;
     } else if (token >= r.packed) {
         row.data = r.ring;
-        row.at = (int64_t)(token % r.ring_length) * r.dim;
+        row.at = (int64_t)(token % r.ring_length.by) * r.dim;
     } else {
         row.data = r.sink;
         row.at = (int64_t)token * r.dim;
@@ -379,8 +388,8 @@ __device__ __forceinline__ const __half *kivi_cuda_f16_row(const kivi_cuda_rows 
         return (const __half *)r.fresh + (int64_t)(token - r.n_old) * r.fresh_token + r.fresh_at;
     if (token < r.packed)
         return (const __half *)r.sink + token * r.dim;
-    for (at += i; at >= r.ring_length;)
-        at -= r.ring_length;
+    for (at += i; at >= r.ring_length.by;)
+        at -= r.ring_length.by;
     return (const __half *)r.ring + (size_t)at * r.dim;
 }
 
