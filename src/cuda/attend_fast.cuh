@@ -31,7 +31,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
     static constexpr int LAST = CODES + ROWS > RESULT ? CODES + ROWS : RESULT;
     static_assert(STAGES * BYTES <= ROOM && LAST <= ROOM, "they fit");
     static constexpr int WARP_BYTES = (STAGES * BYTES > LAST ? STAGES * BYTES : LAST) + 127 & ~127;
-    static constexpr int THREADS = 32 * WARPS, BLOCKS = 16 / WARPS; /* of an SM, at least */
+    static constexpr int BLOCKS = 16 / WARPS; /* of an SM, at least; of twice as many warps, half */
 };
 
 /* The units of a segment that are codes and that all rows of the tile see in full: [begin, end). */
@@ -67,40 +67,45 @@ __device__ __forceinline__ void kivi_cuda_next_task(const kivi_cuda_step &s, uin
 /*
  * What a warp does in a round of units begin .. end - 1 of codes, and of edges. Edges are dealt out from the
  * last warp on; to those that have one less, the first `ahead`, go so many more units of codes: the first
- * `lead` are dealt to all in turn, the rest to these.
+ * `lead` are dealt to all in turn, the rest to these. A block has a power of 2 of warps.
  */
-template <int WARPS> struct kivi_cuda_share {
+struct kivi_cuda_share {
     uint32_t begin, warp, ahead, lead, n; /* n: units of codes of this warp */
 
     __device__ __forceinline__ kivi_cuda_share(uint32_t from, uint32_t to, uint32_t n_edges)
-        : begin(from), warp(threadIdx.x / 32), ahead(WARPS - n_edges % WARPS)
+        : begin(from), warp(threadIdx.x / 32), ahead(warps() - (n_edges & (warps() - 1)))
     {
-        const uint32_t n_units = to - from, extra = ahead < WARPS ? ahead * KIVI_CUDA_EDGE_COST : 0;
+        const uint32_t n_units = to - from, extra = ahead < warps() ? ahead * KIVI_CUDA_EDGE_COST : 0;
         uint32_t rest;
 
-        lead = n_units > extra ? (n_units - extra) / WARPS : 0;
-        rest = n_units - lead * WARPS;
+        lead = n_units > extra ? (n_units - extra) >> (31 - __clz(warps())) : 0;
+        rest = n_units - lead * warps();
         n = lead + (warp < ahead && warp < rest ? (rest - warp + ahead - 1) / ahead : 0);
+    }
+
+    static __device__ __forceinline__ uint32_t warps()
+    {
+        return blockDim.x / 32;
     }
 
     /* The warp's unit number i. */
     __device__ __forceinline__ uint32_t unit(uint32_t i) const
     {
-        return begin + warp + (i < lead ? i * WARPS : lead * WARPS + (i - lead) * ahead);
+        return begin + warp + (i < lead ? i * warps() : lead * warps() + (i - lead) * ahead);
     }
 };
 
 /* A warp's units of codes, on their way to shared memory. */
 template <class shape, class F> struct kivi_cuda_stream {
     const F &f;
-    const kivi_cuda_share<shape::WARPS> &share;
+    const kivi_cuda_share &share;
     unsigned char *const mine;
     unsigned char *const *pages;
     const unsigned char *page; /* of the next to be fetched, */
     uint32_t at, next;         /* its place there, and its number */
 
     __device__ __forceinline__ kivi_cuda_stream(const F &state,
-                                                const kivi_cuda_share<shape::WARPS> &what,
+                                                const kivi_cuda_share &what,
                                                 unsigned char *memory)
         : f(state), share(what), mine(memory), next(0)
     {
@@ -122,7 +127,7 @@ template <class shape, class F> struct kivi_cuda_stream {
         if (next < share.n)
             kivi_cuda_fetch(f, to, page, at, KIVI_CUDA_UNIT, KIVI_CUDA_UNIT);
         kivi_cuda_copy_commit();
-        for (at += next < share.lead ? shape::WARPS : share.ahead; at >= f.s.units_per_page.by;
+        for (at += next < share.lead ? share.warps() : share.ahead; at >= f.s.units_per_page.by;
              at -= f.s.units_per_page.by)
             pages++;
         next++;
@@ -156,13 +161,13 @@ __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape,
 /* One unit after the other: those that the stream left out, then the warp's edges of n_edges. */
 template <class shape, class F>
 __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
-                                                  const kivi_cuda_share<shape::WARPS> &share,
+                                                  const kivi_cuda_share &share,
                                                   uint32_t left_out, uint32_t n_edges,
                                                   const kivi_cuda_segment &segment,
                                                   const kivi_cuda_plain &plain)
 {
     const uint32_t before = plain.begin - segment.begin;
-    uint32_t edge = shape::WARPS - 1 - share.warp;
+    uint32_t edge = share.warps() - 1 - share.warp;
     uint32_t words = __ballot_sync(0xffffffffu, left_out != 0), word = 0, bits = 0;
 
     if (!words && edge >= n_edges)
@@ -181,7 +186,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
             bits &= bits - 1;
         } else if (edge < n_edges) {
             u = edge < before ? segment.begin + edge : plain.end + (edge - before);
-            edge += shape::WARPS;
+            edge += share.warps();
         } else {
             break;
         }
@@ -196,8 +201,8 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
 }
 
 template <int D, int KB, int VB, bool precise>
-__global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
-                                  kivi_cuda_fast_shape<D, KB, VB>::BLOCKS)
+__global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
+                                  kivi_cuda_fast_shape<D, KB, VB>::BLOCKS / 2)
     kivi_cuda_attend_fast(const __grid_constant__ kivi_cuda_step s)
 {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
@@ -224,7 +229,7 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
         do { /* a round; nearly always the only one */
             end = plain.end - begin < ROUND ? plain.end : begin + ROUND;
             const uint32_t edges = end < plain.end ? 0 : n_edges; /* the last round has them */
-            const kivi_cuda_share<shape::WARPS> share(begin, end, edges);
+            const kivi_cuda_share share(begin, end, edges);
             kivi_cuda_stream<shape, decltype(f)> stream(f, share, mine);
             uint32_t left_out;
 
@@ -249,8 +254,8 @@ __global__ void __launch_bounds__(kivi_cuda_fast_shape<D, KB, VB>::THREADS,
         __syncwarp();
         f.store((float *)mine);
         __syncthreads();
-        kivi_cuda_finish(s, item, segment, {(const float *)shared, shape::WARPS, shape::WARP_BYTES / 4, D},
-                         (float4 *)shared, shape::WARPS * shape::WARP_BYTES / 16);
+        kivi_cuda_finish(s, item, segment, {(const float *)shared, blockDim.x / 32, shape::WARP_BYTES / 4, D},
+                         (float4 *)shared, blockDim.x / 32 * (shape::WARP_BYTES / 16));
         __syncthreads();
     }
     if (!waited)

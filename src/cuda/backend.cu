@@ -69,25 +69,41 @@ kivi_status check_device(int device, kivi_error *error)
     return KIVI_OK;
 }
 
+kivi_cuda_split find_split(const kivi_cuda_blocks *blocks, uint32_t least_cost, int multiprocessors)
+{
+    /* at least, every part within a task has a unit to do */
+    return {(uint32_t)blocks->warps, (uint32_t)(blocks->per_sm * multiprocessors),
+            least_cost > KIVI_CUDA_EDGE_COST ? least_cost : KIVI_CUDA_EDGE_COST};
+}
+
+/* As measured: large parts are better where 8 of them share a task; if small ones have less than 8 warps, where 2 do;
+ * and if they have but 2, always. */
+uint32_t find_few_tasks(const kivi_cuda_path &path)
+{
+    const uint32_t parts = path.large.max_parts;
+
+    return path.small.n_warps >= 8 ? parts / 8 : path.small.n_warps >= 4 ? parts / 2 : parts ? UINT32_MAX : 0;
+}
+
 /* How the layer's attention is done. */
 kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_heads, int multiprocessors)
 {
     const bool is_small = l->page_head_stride * n_kv_heads <= UINT32_MAX; /* a page: fast_codes.cuh */
+    kivi_cuda_blocks blocks[2];
     kivi_cuda_path path;
-    int per_sm = 0, warps = 0;
 
     path.attend = l->k.dim == l->v.dim && is_small
-                      ? kivi_cuda_find_fast(l->k.dim, l->k.bits, l->v.bits, &per_sm, &warps)
+                      ? kivi_cuda_find_fast(l->k.dim, l->k.bits, l->v.bits, blocks)
                       : NULL;
     path.fast = path.attend != NULL;
     if (!path.fast) {
         path.attend = kivi_cuda_attend_general;
-        per_sm = 6; /* by its shared memory */
+        blocks[0] = {4, 6}; /* by its shared memory */
+        blocks[1] = {0, 0};
     }
-    path.max_parts = (uint32_t)(per_sm * multiprocessors);
-    path.least_cost = path.fast ? (uint32_t)warps : GENERAL_LEAST_COST;
-    if (path.least_cost < KIVI_CUDA_EDGE_COST) /* every part within a task has a unit to do */
-        path.least_cost = KIVI_CUDA_EDGE_COST;
+    path.small = find_split(&blocks[0], path.fast ? blocks[0].warps : GENERAL_LEAST_COST, multiprocessors);
+    path.large = find_split(&blocks[1], blocks[1].warps, multiprocessors);
+    path.few_tasks = find_few_tasks(path);
     return path;
 }
 
@@ -251,13 +267,12 @@ const struct kivi_backend backend = {
 
 } // namespace
 
-kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_bits, int *per_sm,
-                                     int *warps)
+kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2])
 {
     if (dim == 64)
-        return kivi_cuda_find_fast_64(k_bits, v_bits, per_sm, warps);
+        return kivi_cuda_find_fast_64(k_bits, v_bits, blocks);
     if (dim == 128)
-        return kivi_cuda_find_fast_128(k_bits, v_bits, per_sm, warps);
+        return kivi_cuda_find_fast_128(k_bits, v_bits, blocks);
     return NULL;
 }
 

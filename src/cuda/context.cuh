@@ -17,11 +17,18 @@ struct kivi_cuda_buffer {
     struct kivi_cuda_retired *retired;
 };
 
+/* How attention may be split. */
+struct kivi_cuda_split {
+    uint32_t n_warps;    /* of a part */
+    uint32_t max_parts;  /* that the device runs at a time */
+    uint32_t least_cost; /* below this much for each part, fewer parts are quicker */
+};
+
 /* Attention of a layer. */
 struct kivi_cuda_path {
     kivi_cuda_attend attend;
-    uint32_t max_parts;  /* blocks that the device runs at a time */
-    uint32_t least_cost; /* below this much for each part, fewer parts are quicker */
+    kivi_cuda_split small, large; /* the second in blocks of twice the warps, */
+    uint32_t few_tasks;           /* up to so many tasks */
     bool fast;
 };
 
@@ -92,7 +99,11 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda
 
 /* How many parts to make of it: so that all have something to do, and, if few remain idle by it, so that none
  * begins in one task and ends in another, which costs it as much as many units. */
-uint32_t kivi_cuda_choose_parts(const kivi_cuda_path *path, const kivi_cuda_work *work);
+uint32_t kivi_cuda_choose_parts(const kivi_cuda_split *split, const kivi_cuda_work *work);
+
+/* In small parts or large ones. Of the small ones more overlap on a multiprocessor, when they begin and end. Where many
+ * parts share a task, merging what they leave takes longer. */
+const kivi_cuda_split *kivi_cuda_choose_split(const kivi_cuda_path *path, const kivi_cuda_work *work);
 
 /* Divides it into n equal shares. Returns how many of them have a unit: the parts. `starts` takes n + 1. */
 uint32_t kivi_cuda_divide_work(const kivi_cuda_step *s, const kivi_cuda_item *items, const kivi_cuda_work *work,

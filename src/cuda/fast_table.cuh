@@ -7,7 +7,6 @@
 
 template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
-    static constexpr int SHARED = shape::WARPS * shape::WARP_BYTES;
 
     /* Eight bits are precise always: their quantization error leaves no room for another. So is f16. */
     static constexpr bool ALWAYS = KB >= 8 || VB >= 8;
@@ -17,46 +16,54 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
         const auto kernel = ALWAYS || step->precise ? kivi_cuda_attend_fast<D, KB, VB, true>
                                                     : kivi_cuda_attend_fast<D, KB, VB, ALWAYS>;
 
-        return kivi_cuda_launch(kernel, dim3(step->n_parts), shape::THREADS, SHARED, stream,
-                                step->overlap, *step);
+        return kivi_cuda_launch(kernel, dim3(step->n_parts), 32 * step->n_warps,
+                                step->n_warps * shape::WARP_BYTES, stream, step->overlap, *step);
     }
 
-    static bool prepare(void (*kernel)(kivi_cuda_step), int *per_sm)
+    /* Makes it ready for blocks of so many warps. Returns how many a multiprocessor holds. */
+    static int prepare(void (*kernel)(kivi_cuda_step), int warps)
     {
-        return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SHARED)
-                   == cudaSuccess
-               && cudaOccupancyMaxActiveBlocksPerMultiprocessor(per_sm, kernel, shape::THREADS,
-                                                                SHARED)
-                      == cudaSuccess
-               && *per_sm >= 1;
+        int n = 0;
+
+        return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    warps * shape::WARP_BYTES)
+                           == cudaSuccess
+                       && cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, kernel, 32 * warps,
+                                                                        warps * shape::WARP_BYTES)
+                              == cudaSuccess
+                   ? n
+                   : 0;
     }
 
-    static kivi_cuda_attend find(int *per_sm, int *warps)
+    static kivi_cuda_attend find(kivi_cuda_blocks blocks[2])
     {
-        *per_sm = 0;
-        *warps = shape::WARPS;
-        return prepare(kivi_cuda_attend_fast<D, KB, VB, true>, per_sm)
-                       && prepare(kivi_cuda_attend_fast<D, KB, VB, ALWAYS>, per_sm)
-                   ? launch
-                   : NULL;
+        for (int i = 0; i < 2; i++) {
+            const int warps = shape::WARPS << i;
+            const int precise = prepare(kivi_cuda_attend_fast<D, KB, VB, true>, warps);
+            const int quick = prepare(kivi_cuda_attend_fast<D, KB, VB, ALWAYS>, warps);
+
+            blocks[i] = {warps, precise < quick ? precise : quick};
+        }
+        (void)cudaGetLastError(); /* that there is no room for the larger ones */
+        return blocks[0].per_sm > 0 ? launch : NULL;
     }
 };
 
 template <int D> struct kivi_cuda_fast_table {
-    static kivi_cuda_attend find(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps)
+    static kivi_cuda_attend find(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2])
     {
         if (k_bits == 2 && v_bits == 2)
-            return kivi_cuda_fast_launch<D, 2, 2>::find(per_sm, warps);
+            return kivi_cuda_fast_launch<D, 2, 2>::find(blocks);
         if (k_bits == 4 && v_bits == 4)
-            return kivi_cuda_fast_launch<D, 4, 4>::find(per_sm, warps);
+            return kivi_cuda_fast_launch<D, 4, 4>::find(blocks);
         if (k_bits == 4 && v_bits == 2)
-            return kivi_cuda_fast_launch<D, 4, 2>::find(per_sm, warps);
+            return kivi_cuda_fast_launch<D, 4, 2>::find(blocks);
         if (k_bits == 2 && v_bits == 4)
-            return kivi_cuda_fast_launch<D, 2, 4>::find(per_sm, warps);
+            return kivi_cuda_fast_launch<D, 2, 4>::find(blocks);
         if (k_bits == 8 && v_bits == 8)
-            return kivi_cuda_fast_launch<D, 8, 8>::find(per_sm, warps);
+            return kivi_cuda_fast_launch<D, 8, 8>::find(blocks);
         if (k_bits == 16 && v_bits == 16)
-            return kivi_cuda_fast_launch<D, 16, 16>::find(per_sm, warps);
+            return kivi_cuda_fast_launch<D, 16, 16>::find(blocks);
         return NULL;
     }
 };

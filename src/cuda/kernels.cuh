@@ -31,15 +31,19 @@ bool kivi_cuda_can_overlap();
 /* Attention of the step's parts, for one combination of dimension and bits. */
 typedef cudaError_t (*kivi_cuda_attend)(const kivi_cuda_step *step, cudaStream_t stream);
 
-/* Any combination; 128 threads to a part. */
+/* Any combination; four warps to a part. */
 cudaError_t kivi_cuda_attend_general(const kivi_cuda_step *step, cudaStream_t stream);
 
-/* The tensor core path, or NULL if it was not compiled for the combination; *per_sm receives how many
- * blocks a multiprocessor of the current device holds at a time, *warps their warps. */
-kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_bits, int *per_sm,
-                                     int *warps);
-kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
-kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, int *per_sm, int *warps);
+/* Blocks of so many warps, of which a multiprocessor of the current device holds so many at a time. */
+struct kivi_cuda_blocks {
+    int warps, per_sm;
+};
+
+/* The tensor core path, or NULL if it was not compiled for the combination. It takes blocks of either kind, the
+ * second of twice as many warps, of which small multiprocessors hold none. */
+kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
+kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
+kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
 
 /* How a step's append is split between its kernels: slabs of a kv head, at most. */
 struct kivi_cuda_append_plan {

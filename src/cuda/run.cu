@@ -245,7 +245,7 @@ void fill_args(const kivi_step *step, bool overlap, kivi_cuda_step *s)
 pending *new_pending(const kivi_cuda_context *c, const kivi_step *step)
 {
     const size_t item_bytes = (step->n_items * sizeof(kivi_cuda_item) + 15) / 16 * 16;
-    const size_t n_starts = (size_t)c->paths[step->layer].max_parts + 1;
+    const size_t n_starts = (size_t)c->paths[step->layer].small.max_parts + 1; /* large parts are fewer */
     const size_t start_bytes = (n_starts * sizeof(kivi_cuda_start) + 15) / 16 * 16;
     size_t n_pages = 0;
     pending sizes = {}, *p;
@@ -287,10 +287,14 @@ bool divide(const kivi_step *step, const kivi_cuda_path *path, pending *p)
 
     if (!kivi_cuda_find_work(step, items, &p->work))
         return false;
-    if (p->work.n_tasks)
+    if (p->work.n_tasks) {
+        const kivi_cuda_split *split = kivi_cuda_choose_split(path, &p->work);
+
+        p->args.n_warps = split->n_warps;
         p->args.n_parts = kivi_cuda_divide_work(&p->args, items, &p->work,
-                                                kivi_cuda_choose_parts(path, &p->work),
+                                                kivi_cuda_choose_parts(split, &p->work),
                                                 (kivi_cuda_start *)(p->tables + p->args.starts_at));
+    }
     return true;
 }
 

@@ -75,10 +75,15 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda
     return work->n_tasks <= INT32_MAX;
 }
 
-uint32_t kivi_cuda_choose_parts(const kivi_cuda_path *path, const kivi_cuda_work *work)
+const kivi_cuda_split *kivi_cuda_choose_split(const kivi_cuda_path *path, const kivi_cuda_work *work)
 {
-    const uint64_t tasks = work->n_tasks, most = work->cost / path->least_cost;
-    const uint64_t n = most < 1 ? 1 : most < path->max_parts ? most : path->max_parts;
+    return work->n_tasks <= path->few_tasks ? &path->large : &path->small;
+}
+
+uint32_t kivi_cuda_choose_parts(const kivi_cuda_split *split, const kivi_cuda_work *work)
+{
+    const uint64_t tasks = work->n_tasks, most = work->cost / split->least_cost;
+    const uint64_t n = most < 1 ? 1 : most < split->max_parts ? most : split->max_parts;
     uint64_t even = n;
 
     if (work->task_cost && tasks > n)

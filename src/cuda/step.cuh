@@ -91,7 +91,8 @@ struct kivi_cuda_step {
     const float *sink_logits;
     unsigned long long *bad;       /* the first input that is not finite: kivi_cuda_report */
     const unsigned long long *gate; /* if not NULL: append nothing unless it holds NOT_BAD */
-    uint32_t n_parts;    /* blocks that share the attention */
+    uint32_t n_parts;    /* blocks that share the attention, */
+    uint32_t n_warps;    /* and the warps of each */
     float *partials;     /* two partial results to a part */
     uint32_t *arrivals;  /* [part][row]: parts done with the task that it begins. Zero between steps. */
     const void *tables;  /* items, starts and pages; NULL: they are in `in_place` */
