@@ -104,11 +104,6 @@ static kivi_status restore(const struct edit *e, uint32_t head, uint64_t begin, 
     return KIVI_OK;
 }
 
-static uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 static kivi_status truncate_layer(const struct edit *e, kivi_error *error)
 {
     const struct kivi_geometry *g = &e->cache->geometry;

@@ -36,6 +36,28 @@ uint64_t kivi_payload_bytes(const struct kivi_geometry *g, uint32_t index,
     return bytes * g->n_kv_heads;
 }
 
+kivi_status kivi_format_slab(const struct kivi_geometry *g, uint32_t index,
+                             const struct kivi_layer *layer, uint64_t slab,
+                             kivi_format_visit *visit, void *context, kivi_error *error)
+{
+    const struct kivi_layer_geometry *l = &g->layers[index];
+    const uint64_t k_end = min_u64(slab + KIVI_FORMAT_SLAB, layer->span.k_packed);
+    const uint64_t v_end = min_u64(slab + KIVI_FORMAT_SLAB, layer->span.v_packed);
+    void *page = layer->pages[slab / l->page_tokens];
+    kivi_status status = KIVI_OK;
+    uint32_t head;
+    uint64_t t;
+
+    for (head = 0; head < g->n_kv_heads; head++) {
+        for (t = slab; t < k_end && status == KIVI_OK; t += l->k.tokens)
+            status = visit(context, &l->k, kivi_page_keys(l, page, head, t), l->k.tokens, error);
+        for (t = slab; t < v_end && status == KIVI_OK; t += l->v.tokens)
+            status = visit(context, &l->v, kivi_page_values(l, page, head, t),
+                           (uint32_t)min_u64(v_end - t, l->v.tokens), error);
+    }
+    return status;
+}
+
 void kivi_format_header(const struct kivi_geometry *g, uint64_t n_sequences,
                         unsigned char header[KIVI_HEADER_BYTES])
 {

@@ -57,12 +57,22 @@ struct kivi_saved_layer kivi_saved_layer_of(const struct kivi_cache *cache, uint
 uint64_t kivi_payload_bytes(const struct kivi_geometry *geometry, uint32_t index,
                             const struct kivi_saved_layer *layer);
 
+/* Takes a block of which the first `tokens` are of the sequence. */
+typedef kivi_status kivi_format_visit(void *context, const struct kivi_layout *l, void *block,
+                                      uint32_t tokens, kivi_error *error);
+
+/* Visits the blocks of the slab that begins at token `slab` in the payload's order, until one fails. */
+kivi_status kivi_format_slab(const struct kivi_geometry *geometry, uint32_t index,
+                             const struct kivi_layer *layer, uint64_t slab,
+                             kivi_format_visit *visit, void *context, kivi_error *error);
+
 /* The header for n sequences. */
 void kivi_format_header(const struct kivi_geometry *geometry, uint64_t n_sequences,
                         unsigned char header[KIVI_HEADER_BYTES]);
 
 /* The fixed part of a layer. */
-void kivi_format_layer(const struct kivi_saved_layer *layer, unsigned char record[KIVI_LAYER_BYTES]);
+void kivi_format_layer(const struct kivi_saved_layer *layer,
+                       unsigned char record[KIVI_LAYER_BYTES]);
 
 /* Whether the host's byte order is not the format's. */
 static inline int kivi_is_big_endian(void)

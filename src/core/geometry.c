@@ -7,11 +7,6 @@
 #define MAX_HEADS 65536u
 #define MAX_ROWS 4096u /* residual, sinks, rollback */
 
-static uint64_t round_up(uint64_t n, uint64_t multiple)
-{
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 static int is_dim(uint32_t dim)
 {
     return dim >= 8 && dim <= MAX_DIM && dim % 8 == 0;

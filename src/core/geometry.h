@@ -6,6 +6,19 @@
 
 #include "layout.h"
 
+static inline uint64_t min_u64(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+static inline uint64_t max_u64(uint64_t a, uint64_t b)
+{
+    return a > b ? a : b;
+}
+static inline uint64_t round_up(uint64_t n, uint64_t multiple)
+{
+    return (n + multiple - 1) / multiple * multiple;
+}
+
 /*
  * A page holds page_tokens tokens of one layer of one sequence: for each kv head its key blocks,
  * then its value blocks. Pages of all layers have the same size in bytes; a layer with fewer

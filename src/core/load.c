@@ -95,13 +95,16 @@ static int none_negative(const uint16_t *halves, size_t n)
     return all >> 15 == 0;
 }
 
-static kivi_status get_block(struct reader *r, const struct kivi_layout *l, void *to,
+/* kivi_format_visit */
+static kivi_status get_block(void *reader, const struct kivi_layout *l, void *to, uint32_t tokens,
                              kivi_error *error)
 {
+    struct reader *r = reader;
     unsigned char *data;
     int sound;
     kivi_status status = take(r, l->block_bytes, &data, error);
 
+    (void)tokens; /* the others are zeros */
     if (status != KIVI_OK)
         return status;
     kivi_format_swap(data, l->bits == 16 ? 0 : l->code_bytes,
@@ -142,27 +145,6 @@ static kivi_status get_rows(struct reader *r, uint64_t begin, uint64_t end, uint
     return KIVI_OK;
 }
 
-static kivi_status get_slab(struct reader *r, uint32_t index, const struct kivi_layer *layer,
-                            uint64_t slab, kivi_error *error)
-{
-    const struct kivi_geometry *g = &r->cache->geometry;
-    const struct kivi_layer_geometry *l = &g->layers[index];
-    void *page = layer->pages[slab / l->page_tokens];
-    uint32_t head;
-    uint64_t t;
-    kivi_status status = KIVI_OK;
-
-    for (head = 0; head < g->n_kv_heads && status == KIVI_OK; head++) {
-        for (t = slab; t < slab + KIVI_FORMAT_SLAB && t < layer->span.k_packed && status == KIVI_OK;
-             t += l->k.tokens)
-            status = get_block(r, &l->k, kivi_page_keys(l, page, head, t), error);
-        for (t = slab; t < slab + KIVI_FORMAT_SLAB && t < layer->span.v_packed && status == KIVI_OK;
-             t += l->v.tokens)
-            status = get_block(r, &l->v, kivi_page_values(l, page, head, t), error);
-    }
-    return status;
-}
-
 static kivi_status check_layer(const struct reader *r, uint32_t index,
                                const struct kivi_saved_layer *s, kivi_error *error)
 {
@@ -180,11 +162,6 @@ static kivi_status check_layer(const struct reader *r, uint32_t index,
         || s->payload != kivi_payload_bytes(g, index, s))
         return damaged(error, "the lengths of a layer do not fit each other");
     return KIVI_OK;
-}
-
-static uint64_t max_u64(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
 }
 
 static kivi_status get_payload(struct reader *r, uint32_t index, struct kivi_layer *layer,
@@ -207,7 +184,7 @@ static kivi_status get_payload(struct reader *r, uint32_t index, struct kivi_lay
             kivi_lock_release(&cache->lock);
         }
         if (status == KIVI_OK)
-            status = get_slab(r, index, layer, slab, error);
+            status = kivi_format_slab(&r->cache->geometry, index, layer, slab, get_block, r, error);
     }
     if (s->n && status == KIVI_OK) {
         kivi_lock_take(&cache->lock);

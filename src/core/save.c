@@ -89,9 +89,11 @@ static void clear_rest(const struct kivi_layout *l, void *block, uint32_t count)
     }
 }
 
-static kivi_status put_block(struct writer *w, const struct kivi_layout *l, const void *block,
+/* kivi_format_visit */
+static kivi_status put_block(void *writer, const struct kivi_layout *l, void *block,
                              uint32_t tokens, kivi_error *error)
 {
+    struct writer *w = writer;
     const struct kivi_backend *backend = w->cache->backend;
     unsigned char *to;
     kivi_status status = need(w, l->block_bytes, error);
@@ -121,31 +123,6 @@ static kivi_status put_row(struct writer *w, const uint16_t *row, uint32_t dim, 
     if (status == KIVI_OK) {
         kivi_format_swap(w->buffer + w->used, 0, (size_t)dim * 2);
         w->used += (size_t)dim * 2;
-    }
-    return status;
-}
-
-static kivi_status put_slab(struct writer *w, uint32_t index, const struct kivi_layer *layer,
-                            uint64_t slab, kivi_error *error)
-{
-    const struct kivi_geometry *g = &w->cache->geometry;
-    const struct kivi_layer_geometry *l = &g->layers[index];
-    void *page = layer->pages[slab / l->page_tokens];
-    uint32_t head;
-    uint64_t t;
-    kivi_status status = KIVI_OK;
-
-    for (head = 0; head < g->n_kv_heads && status == KIVI_OK; head++) {
-        for (t = slab; t < slab + KIVI_FORMAT_SLAB && t < layer->span.k_packed && status == KIVI_OK;
-             t += l->k.tokens)
-            status = put_block(w, &l->k, kivi_page_keys(l, page, head, t), l->k.tokens, error);
-        for (t = slab; t < slab + KIVI_FORMAT_SLAB && t < layer->span.v_packed && status == KIVI_OK;
-             t += l->v.tokens) {
-            const uint64_t left = layer->span.v_packed - t;
-
-            status = put_block(w, &l->v, kivi_page_values(l, page, head, t),
-                               left < l->v.tokens ? (uint32_t)left : l->v.tokens, error);
-        }
     }
     return status;
 }
@@ -183,7 +160,7 @@ static kivi_status put_layer(struct writer *w, uint32_t index, const struct kivi
     status = put(w, record, sizeof record, error);
     begin_section(w);
     for (slab = 0; slab < layer->span.k_packed && status == KIVI_OK; slab += KIVI_FORMAT_SLAB)
-        status = put_slab(w, index, layer, slab, error);
+        status = kivi_format_slab(&w->cache->geometry, index, layer, slab, put_block, w, error);
     for (head = 0; layer->window && head < w->cache->geometry.n_kv_heads && status == KIVI_OK;
          head++)
         status = put_rows(w, layer, head, error);

@@ -5,11 +5,6 @@
 #include "../core/half.h"
 #include "attend.h"
 
-static uint64_t round_up(uint64_t n, uint64_t multiple)
-{
-    return (n + multiple - 1) / multiple * multiple;
-}
-
 /* ------------------------------------------------------------ where tokens lie */
 
 /* Rows of the ring at `slot`, or staged ones from `staged` on. */

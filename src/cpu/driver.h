@@ -17,15 +17,11 @@
 #define KIVI_CHUNK 256u    /* tokens that are scored, weighed and summed before the next ones */
 #define KIVI_ROW_BLOCK 32u /* query rows of a task, and those that a part has in hand at a time */
 
-static inline uint64_t min_u64(uint64_t a, uint64_t b)
-{
-    return a < b ? a : b;
-}
-
 struct kivi_task {
     uint32_t item, kv_head;
-    uint32_t first_row, n_rows; /* row r: query r / heads_per_kv, head r % heads_per_kv of a group */
-    uint64_t begin, end;        /* tokens that any of the rows sees; begin is a multiple of KIVI_UNIT */
+    uint32_t first_row,
+        n_rows;          /* row r: query r / heads_per_kv, head r % heads_per_kv of a group */
+    uint64_t begin, end; /* tokens that any of the rows sees; begin is a multiple of KIVI_UNIT */
     uint64_t n_units, unit_cost;
     uint64_t cost_before; /* of all tasks before this one */
 };
@@ -49,7 +45,7 @@ struct kivi_part {
 struct kivi_plan {
     const struct kivi_kernels *kernels;
     struct kivi_step *step;
-    size_t bytes; /* of this allocation */
+    size_t bytes;                                     /* of this allocation */
     uint32_t stage_phase, attend_phase, finish_phase; /* UINT32_MAX: not a phase */
     struct kivi_task *tasks;
     size_t n_tasks;

@@ -9,11 +9,6 @@
 /* Tokens of one head that are staged or quantized by one part at a time. */
 #define SLAB 128u
 
-static uint64_t max_u64(uint64_t a, uint64_t b)
-{
-    return a > b ? a : b;
-}
-
 /* Rows begin .. end - 1 of a head to f16. */
 static void stage_rows(struct kivi_plan *plan, struct kivi_part *part, size_t index, uint64_t begin,
                        uint64_t end, uint32_t head, const kivi_in *in, uint16_t *to, uint32_t dim,
