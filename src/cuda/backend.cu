@@ -85,14 +85,19 @@ uint32_t find_few_tasks(const kivi_cuda_path &path)
     return path.small.n_warps >= 8 ? parts / 8 : path.small.n_warps >= 4 ? parts / 2 : parts ? UINT32_MAX : 0;
 }
 
+/* Whether offsets in a page are below 2^32, which fast_codes.cuh takes for granted. */
+bool has_small_pages(const struct kivi_layer_geometry *l, uint32_t n_kv_heads)
+{
+    return l->page_head_stride * n_kv_heads <= UINT32_MAX;
+}
+
 /* How the layer's attention is done. */
 kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_heads, int multiprocessors)
 {
-    const bool is_small = l->page_head_stride * n_kv_heads <= UINT32_MAX; /* a page: fast_codes.cuh */
     kivi_cuda_blocks blocks[2];
     kivi_cuda_path path;
 
-    path.attend = l->k.dim == l->v.dim && is_small
+    path.attend = l->k.dim == l->v.dim && has_small_pages(l, n_kv_heads)
                       ? kivi_cuda_find_fast(l->k.dim, l->k.bits, l->v.bits, blocks)
                       : NULL;
     path.fast = path.attend != NULL;
@@ -240,9 +245,10 @@ int describe(void *context, char *text, size_t capacity)
         return snprintf(text, capacity, " Device %d: %s.", c->device, c->name);
     return snprintf(text, capacity,
                     " Device %d: %s. Slow path: attention of %u of %u layers, from layer %u on, is not "
-                    "done by tensor cores (dimensions %u and %u, %u and %u bits).",
+                    "done by tensor cores (dimensions %u and %u, %u and %u bits%s).",
                     c->device, c->name, n, g->n_layers, first, g->k_dim, g->v_dim,
-                    g->layers[first].k.bits, g->layers[first].v.bits);
+                    g->layers[first].k.bits, g->layers[first].v.bits,
+                    has_small_pages(&g->layers[first], g->n_kv_heads) ? "" : ", pages of 4 GB or more");
 }
 
 const struct kivi_backend backend = {
