@@ -252,7 +252,7 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const 
     const uint32_t piece = quads / (n_rows < n_warps ? n_rows : n_warps);
     const bool shared = g.first_part != g.last_part;
 
-    /* One loop for both: instructions are slow to come the first time, and the second time others wait. */
+    /* One loop for both: code is slow the first time that it runs, and the second time others wait. */
 #pragma unroll 1
     for (bool merge = false;; merge = true) {
 #pragma unroll 1
