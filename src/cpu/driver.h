@@ -19,9 +19,8 @@
 
 struct kivi_task {
     uint32_t item, kv_head;
-    uint32_t first_row,
-        n_rows;          /* row r: query r / heads_per_kv, head r % heads_per_kv of a group */
-    uint64_t begin, end; /* tokens that any of the rows sees; begin is a multiple of KIVI_UNIT */
+    uint32_t first_row, n_rows; /* row r: query r / heads_per_kv, head r % heads_per_kv of a group */
+    uint64_t begin, end;        /* tokens that any of the rows sees; begin is a multiple of KIVI_UNIT */
     uint64_t n_units, unit_cost;
     uint64_t cost_before; /* of all tasks before this one */
 };
@@ -45,7 +44,7 @@ struct kivi_part {
 struct kivi_plan {
     const struct kivi_kernels *kernels;
     struct kivi_step *step;
-    size_t bytes;                                     /* of this allocation */
+    size_t bytes; /* of this allocation */
     uint32_t stage_phase, attend_phase, finish_phase; /* UINT32_MAX: not a phase */
     struct kivi_task *tasks;
     size_t n_tasks;
