@@ -340,16 +340,17 @@ END_TEST
 
 /* ------------------------------------------------------------------ prompts */
 
-/* Tokens of new f16 rows; the token's stride is `gap` numbers more than its row. */
+/* Tokens of new f16 rows; the token's stride is `gap` numbers more than its row, and one of values `v_gap` more. */
 static const struct prompt_shape {
-    uint32_t kv_heads, dim, k_bits, v_bits, sinks, gap;
+    uint32_t kv_heads, dim, k_bits, v_bits, sinks, gap, v_gap;
     uint64_t tokens[4]; /* of the first sequence in each call; the others take fewer */
 } prompts[] = {
-    {2, 128, 2, 2, 0, 0, {1024, 700, 1, 1300}}, {1, 64, 2, 4, 0, 8, {1000, 129, 511, 600}},
-    {2, 128, 4, 2, 5, 0, {130, 1000, 3, 640}},  {1, 192, 8, 8, 0, 16, {900, 383, 384, 257}},
-    {2, 256, 8, 2, 130, 0, {640, 640, 1, 1}},   {2, 128, 16, 4, 0, 0, {640, 500, 300, 1}},
-    {1, 128, 4, 8, 0, 3, {640, 500, 300, 1}}, /* rows are not aligned */
-    {2, 80, 2, 2, 0, 0, {640, 500, 300, 1}},
+    {2, 128, 2, 2, 0, 0, 0, {1024, 700, 1, 1300}}, {1, 64, 2, 4, 0, 8, 8, {1000, 129, 511, 600}},
+    {2, 128, 4, 2, 5, 0, 0, {130, 1000, 3, 640}},  {1, 192, 8, 8, 0, 16, 0, {900, 383, 384, 257}},
+    {2, 256, 8, 2, 130, 0, 0, {640, 640, 1, 1}},   {2, 128, 16, 4, 0, 0, 0, {640, 500, 300, 1}},
+    {1, 128, 4, 8, 0, 3, 3, {640, 500, 300, 1}}, /* rows are not aligned */
+    {2, 128, 2, 2, 0, 0, 5, {640, 500, 300, 1}}, /* values are not */
+    {2, 80, 2, 2, 0, 0, 0, {640, 500, 300, 1}},
 };
 
 /* f16 rows of all sequences, on both sides. */
@@ -396,7 +397,7 @@ static void f16_free(struct f16_array *a)
 }
 
 static void append_f16(const struct twins *t, struct f16_array *k, struct f16_array *v,
-                       uint32_t stride, uint64_t n)
+                       uint32_t stride, uint32_t v_stride, uint64_t n)
 {
     kivi_item on_device[SEQS], on_host[SEQS];
     kivi_attention attention;
@@ -412,7 +413,7 @@ static void append_f16(const struct twins *t, struct f16_array *k, struct f16_ar
             .seq = t->on_host[i],
             .n_new = i == 0 ? n : (n + 1) / (2 * i),
             .k = {k->host, KIVI_F16, stride, 0},
-            .v = {v->host, KIVI_F16, stride, 0},
+            .v = {v->host, KIVI_F16, v_stride, 0},
             .q_position = KIVI_NEWEST,
         };
 
@@ -432,6 +433,7 @@ START_TEST(prompts_of_f16)
 {
     const struct prompt_shape *shape = &prompts[_i / 2];
     const uint32_t row = shape->kv_heads * shape->dim, stride = row + shape->gap;
+    const uint32_t v_stride = row + shape->v_gap;
     struct twins t;
     uint32_t i;
 
@@ -441,9 +443,9 @@ START_TEST(prompts_of_f16)
     twins_create(&t);
     for (i = 0; i < 4; i++) {
         struct f16_array k = f16_rows(&t.rng, shape->tokens[i], row, stride, _i % 2);
-        struct f16_array v = f16_rows(&t.rng, shape->tokens[i], row, stride, _i % 2);
+        struct f16_array v = f16_rows(&t.rng, shape->tokens[i], row, v_stride, _i % 2);
 
-        append_f16(&t, &k, &v, stride, shape->tokens[i]);
+        append_f16(&t, &k, &v, stride, v_stride, shape->tokens[i]);
         check_contents(&t, "prompt");
         f16_free(&k);
         f16_free(&v);
@@ -616,12 +618,13 @@ END_TEST
 
 /* ---------------------------------------------------------------- failures */
 
-/* In a prompt, a number that is not finite counts as the nearest that is, and NaN as 0. */
+/* In a prompt, a number that is not finite counts as the nearest that is, and NaN as 0: one that is quantized, and
+ * one that stays in the window. */
 START_TEST(not_finite_in_a_prompt)
 {
     static const uint16_t bad[] = {0x7e00, 0x7c00, 0xfc00}, instead[] = {0, 0x7bff, 0xfbff};
-    const uint64_t n = 1024, at = 333;
-    const uint32_t bits = 2u << _i / 6, which = (uint32_t)_i % 2, what = (uint32_t)_i / 2 % 3;
+    const uint64_t n = 1024, at = _i % 4 < 2 ? 333 : n - 3;
+    const uint32_t bits = 2u << _i / 12, which = (uint32_t)_i % 2, what = (uint32_t)_i / 4 % 3;
     struct twins t;
     struct f16_array rows[2];
     char message[64];
@@ -864,7 +867,7 @@ int main(void)
                         2 * (int)(sizeof prompts / sizeof *prompts));
     tcase_add_loop_test(overlap, attention_follows_at_once, 0, 8);
     tcase_add_loop_test(overlap, steps_follow_at_once, 0, 8);
-    tcase_add_loop_test(prompts_case, not_finite_in_a_prompt, 0, 18);
+    tcase_add_loop_test(prompts_case, not_finite_in_a_prompt, 0, 36);
     tcase_add_test(failures, not_finite_is_told_later);
     tcase_add_test(failures, refused);
     tcase_add_test(failures, budget_holds);

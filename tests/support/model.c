@@ -31,6 +31,7 @@ static void open_subject(struct model *m, struct subject *s, const char *name, c
     size_t i;
 
     snprintf(s->name, sizeof s->name, "%s, %s", name, backend);
+    s->rng.state = ~m->rng.state;
     config.backend = backend;
     ck_assert_msg(kivi_cache_create(&config, &s->cache, &error) == KIVI_OK, "%s: %s", s->name,
                   error.message);
@@ -190,7 +191,7 @@ static void call_subject(struct model *m, struct subject *s, uint32_t layer,
         const struct operands *o = &operands[i];
         const size_t rows = (size_t)o->item->n_q * m->config.n_q_heads;
 
-        results[i].out = tensor_strided(&m->rng, rng_one_in(&m->rng, 4) ? KIVI_F16 : KIVI_F32,
+        results[i].out = tensor_strided(&s->rng, rng_one_in(&s->rng, 4) ? KIVI_F16 : KIVI_F32,
                                         o->item->n_q, m->config.n_q_heads, m->config.v_dim);
         results[i].lse = o->wants_lse ? malloc(rows * sizeof(float) + 1) : NULL;
         calls[i].seq = s->seqs[o->item->seq];
@@ -204,7 +205,7 @@ static void call_subject(struct model *m, struct subject *s, uint32_t layer,
         calls[i].q_position = o->item->q_position;
     }
     status =
-        n_parts ? run_in_parts(&m->rng, s->cache, layer, calls, n_items, attention, n_parts, &error)
+        n_parts ? run_in_parts(&s->rng, s->cache, layer, calls, n_items, attention, n_parts, &error)
                 : kivi_run(s->cache, layer, calls, n_items, attention, &error);
     ck_assert_msg(status == KIVI_OK, "%s: %s", s->name, error.message);
     for (i = 0; i < n_items; i++) {

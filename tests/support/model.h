@@ -34,6 +34,7 @@ struct subject {
     char name[128]; /* of the model and the backend, for messages */
     kivi_cache *cache;
     kivi_seq seqs[MODEL_SEQS];
+    struct rng rng;                 /* its own: data are the same however many backends there are */
     struct accuracy out[2], lse[2]; /* by precision */
 };
 
