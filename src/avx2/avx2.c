@@ -1,6 +1,8 @@
 /* The AVX2 table. */
 #include "ymm.h"
 
+#define ACCUMULATORS 6 /* what 16 registers hold beside codes, digits and products */
+
 #include "../cpu/simd/dot_pairs.h"
 #include "../cpu/simd/table.h"
 

@@ -1,6 +1,8 @@
 /* The AVX2 table with AVX-VNNI. */
 #include "ymm.h"
 
+#define ACCUMULATORS 8 /* what 16 registers hold beside codes and digits */
+
 KIVI_INLINE VI vi_dot(VI sum, VI u, VI s)
 {
     return _mm256_dpbusd_avx_epi32(sum, u, s);

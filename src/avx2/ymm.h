@@ -8,7 +8,6 @@
 #define KIVI_INLINE static inline __attribute__((always_inline))
 
 #define LANES 8
-#define ACCUMULATORS 8 /* of dot products: what 16 registers hold beside the rest */
 
 typedef __m256i VI;
 typedef __m256 VF;
@@ -169,6 +168,14 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
 }
 
 /* ------------------------------------------------ what simd/dot_pairs.h needs */
+
+/* a, of which compilers then know nothing more: they would add in another order, and keep words for the next
+ * place, until most of it is in memory. */
+KIVI_INLINE VI vi_opaque(VI a)
+{
+    __asm__("" : "+x"(a));
+    return a;
+}
 
 /* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */
 KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm256_maddubs_epi16(u, s); }

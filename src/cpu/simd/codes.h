@@ -106,7 +106,7 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
 
     KIVI_UNROLL
     for (v = 0; v < side; v++) {
-        codes[v] = vi_load(word + v * LANES);
+        codes[v] = vd_load(word + v * LANES);
         if (shift > 0)
             codes[v] = vi_shift_right(codes[v], (int)shift);
         if (bits < 8)

@@ -13,6 +13,13 @@ typedef struct {
 #define SHIFT_SIGNED(bits, place) ((bits) * (place))
 #define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 
+/* Words are read again for each place, and not kept. */
+KIVI_INLINE VI vd_load(const uint32_t *words)
+{
+    return vi_opaque(vi_load(words));
+}
+#define vd_load vd_load
+
 KIVI_INLINE VD vd_zero(void)
 {
     return (VD){vi_zero(), vi_zero()};
@@ -21,12 +28,12 @@ KIVI_INLINE VD vd_zero(void)
 KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     if (bits < 8) {
-        sum.low = vi_add16(sum.low, vi_pairs(codes, digits));
+        sum.low = vi_opaque(vi_add16(sum.low, vi_pairs(codes, digits)));
     } else {
-        const VI high = vi_low_nibbles(vi_shift_right(codes, 4));
+        const VI low = vi_low_nibbles(codes), high = vi_low_nibbles(vi_shift_right(codes, 4));
 
-        sum.low = vi_add16(sum.low, vi_pairs(vi_low_nibbles(codes), digits));
-        sum.high = vi_add16(sum.high, vi_pairs(high, digits));
+        sum.low = vi_opaque(vi_add16(sum.low, vi_pairs(low, digits)));
+        sum.high = vi_opaque(vi_add16(sum.high, vi_pairs(high, digits)));
     }
     return sum;
 }
@@ -34,7 +41,7 @@ KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
 KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits, uint32_t bits)
 {
     (void)bits;
-    sum.low = vi_add16(sum.low, vi_pairs(digits, codes));
+    sum.low = vi_opaque(vi_add16(sum.low, vi_pairs(digits, codes)));
     return sum;
 }
 
@@ -46,7 +53,7 @@ KIVI_INLINE VD vd_wide(VD sum, VI codes, VQ numbers, uint32_t odd)
 {
     const VI bytes = odd ? vi_odd_bytes(codes) : vi_even_bytes(codes);
 
-    sum.low = vi_add(sum.low, vi_multiply(bytes, numbers));
+    sum.low = vi_opaque(vi_add(sum.low, vi_multiply(bytes, numbers)));
     return sum;
 }
 

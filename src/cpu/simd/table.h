@@ -12,6 +12,7 @@
  *                    32 bits, and before it 8 products of each have to fit
  *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
  *                    right to fit these
+ *   vd_load          codes as dot products take them, where that is not vi_load (dot_pairs.h); may be missing
  *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
  *   WIDE, vd_wide, vd_sum_wide, vi_store_wide  where numbers of two digits are better not cut (dot_pairs.h);
  *                    may be missing
@@ -53,6 +54,10 @@
 
 #ifndef CODE_OFFSET
 #define CODE_OFFSET(bits) 0.0f
+#endif
+
+#ifndef vd_load
+#define vd_load(words) vi_load(words)
 #endif
 
 /* Most tables have no other form of numbers than digits. */
