@@ -15,15 +15,15 @@
 #include "../core/layout.h"
 #include "features.h"
 
-/* A hint that the line at `address` will be read soon; the address need not be valid. */
-static inline void kivi_prefetch(const void *address)
-{
+/* A hint that the line at `address` will be read, soon or later; the address need not be valid. What is read later
+ * need not come nearer than the second-level cache. */
 #if defined(__GNUC__)
-    __builtin_prefetch(address, 0, 3);
+#define kivi_prefetch(address) __builtin_prefetch(address, 0, 3)
+#define kivi_prefetch_for_later(address) __builtin_prefetch(address, 0, 2)
 #else
-    (void)address;
+#define kivi_prefetch(address) ((void)(address))
+#define kivi_prefetch_for_later(address) ((void)(address))
 #endif
-}
 
 struct kivi_kernels {
     const char *name, *description;

@@ -11,26 +11,24 @@
 #define MAX_SIDE 4 /* vectors side by side */
 #define MAX_SUMS (MAX_ROWS * MAX_DIGITS)
 
-/* Where the lines that are read next lie, from those that are read now. CPUs do not guess it: scales are read
- * before codes, and the next blocks are elsewhere. */
-static uintptr_t ahead_of(const void *blocks, const void *next)
+/*
+ * Asks for what is read next, at the pace of what is read now, and leaves `*ahead` after it. In the order of addresses:
+ * CPUs take such a stream up, and have more lines on their way than a core may, but not the order in which kernels
+ * read, scales before codes and words from row to row. The first-level cache holds both only at 2 bits. The last two
+ * are constants.
+ */
+KIVI_INLINE void ask(uintptr_t *ahead, uint32_t bytes, uint32_t bits)
 {
-    return next ? (uintptr_t)next - (uintptr_t)blocks : 0;
-}
-
-KIVI_INLINE void prefetch_ahead(const void *address, uintptr_t ahead)
-{
-    kivi_prefetch((const void *)((uintptr_t)address + ahead));
-}
-
-/* The same for `side` vectors. */
-KIVI_INLINE void prefetch_words(const uint32_t *word, uint32_t side, uintptr_t ahead)
-{
-    uint32_t v;
+    uint32_t i;
 
     KIVI_UNROLL
-    for (v = 0; v < side * LANES; v += 16)
-        prefetch_ahead(word + v, ahead);
+    for (i = 0; i < bytes; i += 64) {
+        if (bits == 2)
+            kivi_prefetch((const void *)(*ahead + i));
+        else
+            kivi_prefetch_for_later((const void *)(*ahead + i));
+    }
+    *ahead += bytes;
 }
 
 /* The places of one word, and the words that 16 numbers have. */

@@ -22,8 +22,8 @@ struct key_batch {
     uint32_t n_blocks, width;       /* channels of a block, up to whole sets */
     uint32_t n_rows, row[MAX_ROWS]; /* of the caller's */
     const float *q[MAX_ROWS];
-    uintptr_t ahead;
-    int is_dwarfed; /* all channels but one are next to nothing */
+    uintptr_t ahead; /* what to ask for next; the blocks if nothing is left */
+    int is_dwarfed;  /* all channels but one are next to nothing */
     uint32_t n_outliers;
     struct {
         uint32_t channel, word, shift; /* word: of a tile's first token */
@@ -43,7 +43,7 @@ struct key_batch {
 
 /* Adds the first n words, at most 4, of each 16 channels in a set to the scores of `side` vectors of tokens. */
 KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, uint32_t n,
-                         uintptr_t ahead, const struct operands *o, uint32_t set, uint32_t rows,
+                         uintptr_t *ahead, const struct operands *o, uint32_t set, uint32_t rows,
                          uint32_t side, uint32_t n_digits, uint32_t bits)
 {
     uint32_t place, w;
@@ -57,7 +57,7 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
         KIVI_UNROLL
         for (w = 0; w < 4 && w < n; w++, word += WORDS(bits) * KIVI_TILE) {
             if (place % PLACES(bits) == 0)
-                prefetch_words(word, side, ahead);
+                ask(ahead, side * LANES * sizeof *word, bits);
             add_dots(sum, word, o, (size_t)set * SET + 16 * place, w, place, rows, side, n_digits,
                      bits, 1);
         }
@@ -90,7 +90,7 @@ KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_bat
 
 /* Scores of a tile for rows from `row` on, `at` tokens into the caller's. The last three are constants. */
 KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes, uint32_t n_sets,
-                                uint32_t rest, uintptr_t ahead, const struct operands *o,
+                                uint32_t rest, uintptr_t *ahead, const struct operands *o,
                                 uint32_t block, uint32_t row, float *const *scores, size_t at,
                                 uint32_t rows, uint32_t n_digits, uint32_t bits)
 {
@@ -131,11 +131,11 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
     const uint32_t n_sets = l->dim_pad / SET, rest = l->dim_pad % SET / 16, n_blocks = b->n_blocks;
     const size_t tile_words = (size_t)l->dim_pad * bits / 32 * KIVI_TILE, tokens = l->tokens;
     const size_t rest_words = l->block_bytes / sizeof(uint32_t) - tokens / KIVI_TILE * tile_words;
-    const uintptr_t ahead = b->ahead;
     const uint32_t *codes = (const uint32_t *)(const void *)b->blocks;
     const uint32_t width = b->width;
     struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
                          b->steps[row], sizeof b->steps[0] / sizeof(float)};
+    uintptr_t ahead = b->ahead;
     float *to[MAX_ROWS];
     size_t at = 0, end = 0;
     uint32_t i, r;
@@ -145,10 +145,12 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
         to[r] = scores + b->row[row + r] * ld;
     for (i = 0; i < n_blocks; i++) {
         for (end += tokens; at < end; at += KIVI_TILE, codes += tile_words)
-            score_key_tile(b, codes, n_sets, rest, ahead, &o, i, row, to, at, rows, n_digits, bits);
+            score_key_tile(b, codes, n_sets, rest, &ahead, &o, i, row, to, at, rows, n_digits,
+                           bits);
         codes += rest_words;
         o.digits += width;
     }
+    b->ahead = (uintptr_t)b->blocks;
 }
 
 typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t ld);
@@ -264,23 +266,20 @@ KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *pla
 
 /* Folds n channels of a set for n_rows rows. n may, and the last three are constants. */
 KIVI_INLINE void fold_set(struct key_batch *b, size_t c, const uint16_t *scales,
-                          const uint16_t *minima, uint32_t n, VF *bias, uint8_t *digits,
-                          uint32_t n_rows, uint32_t n_digits, uint32_t bits)
+                          const uint16_t *minima, uint32_t n, uintptr_t *ahead, VF *bias,
+                          uint8_t *digits, uint32_t n_rows, uint32_t n_digits, uint32_t bits)
 {
-    const uintptr_t ahead = b->ahead;
     struct unfolded u;
     uint32_t w, r, v;
 
     KIVI_UNROLL
     for (w = 0; w < 4; w++) {
-        if (w % 2 == 0) {
-            prefetch_ahead(scales + 16 * w, ahead);
-            prefetch_ahead(minima + 16 * w, ahead);
-        }
-        if (16 * w < n)
+        if (16 * w < n) {
+            ask(ahead, 2 * 16 * sizeof *scales, bits);
             unfold(&u, w, scales + 16 * w, minima + 16 * w, bits);
-        else
+        } else {
             unfold_none(&u, w);
+        }
     }
     for (r = 0; r < n_rows; r++) {
         const float *q = b->q[r] + c, *counted = b->counted[r] + c;
@@ -332,6 +331,7 @@ KIVI_INLINE void fold_queries(struct key_batch *b, uint32_t n_rows, uint32_t n_d
     const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
     const uint16_t *minima = kivi_minima_const(b->l, b->blocks);
     uint8_t *digits = b->digits[0][0];
+    uintptr_t ahead = b->ahead;
     VF bias[MAX_ROWS];
     size_t c;
     uint32_t i, r;
@@ -340,10 +340,11 @@ KIVI_INLINE void fold_queries(struct key_batch *b, uint32_t n_rows, uint32_t n_d
         for (r = 0; r < n_rows; r++)
             bias[r] = vf_zero();
         for (c = 0; c + SET <= dim; c += SET)
-            fold_set(b, c, scales + c, minima + c, SET, bias, digits + c, n_rows, n_digits, bits);
+            fold_set(b, c, scales + c, minima + c, SET, &ahead, bias, digits + c, n_rows, n_digits,
+                     bits);
         if (c < dim)
-            fold_set(b, c, scales + c, minima + c, (uint32_t)(dim - c), bias, digits + c, n_rows,
-                     n_digits, bits);
+            fold_set(b, c, scales + c, minima + c, (uint32_t)(dim - c), &ahead, bias, digits + c,
+                     n_rows, n_digits, bits);
         if (n_digits == 1 && b->n_outliers > 0)
             fold_outliers(b, i, bias, n_rows);
         for (r = 0; r < n_rows; r++)
@@ -352,6 +353,7 @@ KIVI_INLINE void fold_queries(struct key_batch *b, uint32_t n_rows, uint32_t n_d
         minima += block;
         digits += b->width;
     }
+    b->ahead = ahead;
 }
 
 /* Scores of n of the caller's rows, without those for which so many digits are too few. Leaves these in `rows`, and
@@ -377,6 +379,8 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
             b->outlier_q[to][k] = b->q[to][b->outlier[k].channel];
         b->row[b->n_rows++] = rows[i];
     }
+    if (b->n_rows == 0)
+        return n_left;
     if (b->n_rows == 1) /* whose sums compilers then keep in registers */
         fold_queries(b, 1, n_digits, bits);
     else
@@ -495,10 +499,12 @@ static void score_one_by_one(struct key_batch *b, const float *q, uint32_t *rows
 {
     const char *blocks = b->blocks;
     const uint32_t n_blocks = b->n_blocks;
+    const uintptr_t ahead = b->ahead;
     uint32_t i;
 
     b->n_blocks = 1;
     for (i = 0; i < n_blocks; i++, b->blocks += b->l->block_bytes) {
+        b->ahead = ahead + (size_t)i * b->l->block_bytes;
         find_scales(b);
         score_finest(b, q, rows, n, scores, ld);
         scores += b->l->tokens;
@@ -539,7 +545,7 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
 {
     const uint32_t width = (l->dim_pad + SET - 1) / SET * SET;
     const uint32_t room = KEY_NUMBERS / width < KEY_BLOCKS ? KEY_NUMBERS / width : KEY_BLOCKS;
-    const uintptr_t ahead = ahead_of(blocks, next);
+    uintptr_t ahead = (uintptr_t)(next ? next : blocks);
     struct key_batch b;
     uint32_t r;
 
@@ -553,14 +559,13 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
         find_outliers(&b);
         if (b.n_outliers > 0)
             gather_outliers(&b);
-        for (r = 0; r < n_rows; r += MAX_ROWS) {
+        for (r = 0; r < n_rows; r += MAX_ROWS)
             score_batch(&b, q + (size_t)r * l->dim_pad,
                         n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld,
                         precision);
-            b.ahead = 0; /* was asked for */
-        }
         scores += (size_t)b.n_blocks * l->tokens;
         b.blocks += (size_t)b.n_blocks * l->block_bytes;
+        ahead += (size_t)b.n_blocks * l->block_bytes;
     }
 }
 

@@ -22,7 +22,7 @@ struct value_batch {
     uint32_t n_tokens; /* of whole blocks */
     uint32_t group;
     uint32_t n_rows;
-    uintptr_t ahead;
+    uintptr_t ahead; /* what to ask for next; the blocks if nothing is left */
     uint8_t digits[MAX_ROWS][MAX_DIGITS][VALUE_TOKENS];
     float steps[MAX_ROWS][UNITS][STEPS];
     float bias[MAX_ROWS];
@@ -32,7 +32,7 @@ struct value_batch {
 
 /* Adds one place of the n blocks of a unit. */
 KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t half,
-                           size_t block, uint32_t n, uintptr_t ahead, const struct operands *o,
+                           size_t block, uint32_t n, uintptr_t *ahead, const struct operands *o,
                            uint32_t place, uint32_t rows, uint32_t side, uint32_t n_digits,
                            uint32_t bits)
 {
@@ -43,7 +43,7 @@ KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, siz
         KIVI_UNROLL
         for (h = 0; h < 2; h++) {
             if (place % PLACES(bits) == 0)
-                prefetch_words(word + h * half, side, ahead);
+                ask(ahead, side * LANES * sizeof *word, bits);
             add_dots(sum, word + h * half, o, i / 2 * SET + 16 * place, i % 2 * 2 + h, place, rows,
                      side, n_digits, bits, SIGNED_WEIGHTS(bits));
         }
@@ -53,15 +53,14 @@ KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, siz
 /* Adds the codes of `side` vectors of channels, weighted, to rows from `row` on. side and the last three are
  * constants. */
 KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint32_t side,
-                             float *out, uint32_t row, uint32_t rows, uint32_t n_digits,
-                             uint32_t bits)
+                             uintptr_t *ahead, float *out, uint32_t row, uint32_t rows,
+                             uint32_t n_digits, uint32_t bits)
 {
     struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
                          b->steps[row][0], UNITS * STEPS};
     const size_t stride = b->l->dim_pad, half = WORDS(bits) * stride;
     const size_t block = b->l->block_bytes / sizeof(uint32_t);
     const uint32_t *words = (const uint32_t *)(const void *)b->blocks + channel;
-    const uintptr_t ahead = b->ahead;
     uint32_t left = b->n_tokens / KIVI_TILE, place, r, v;
     VF total[MAX_SIDE][MAX_ROWS];
 
@@ -102,21 +101,23 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
 }
 
 /* The same for all channels of the group. */
-KIVI_INLINE void sum_codes(const struct value_batch *b, uint32_t row, float *out, uint32_t rows,
+KIVI_INLINE void sum_codes(struct value_batch *b, uint32_t row, float *out, uint32_t rows,
                            uint32_t n_digits, uint32_t bits)
 {
     const uint32_t side = SIDE_BY_SIDE(rows, n_digits, bits);
     const uint32_t size = b->l->group_size, dim = b->l->dim_pad;
     const uint32_t end = (b->group + 1) * size < dim ? (b->group + 1) * size : dim;
+    uintptr_t ahead = b->ahead;
     uint32_t c;
 
     for (c = b->group * size; c + side * LANES <= end; c += side * LANES)
-        sum_columns(b, c, side, out, row, rows, n_digits, bits);
+        sum_columns(b, c, side, &ahead, out, row, rows, n_digits, bits);
     if (side * LANES > 16 && c < end)
-        sum_columns(b, c, VECTORS, out, row, rows, n_digits, bits);
+        sum_columns(b, c, VECTORS, &ahead, out, row, rows, n_digits, bits);
+    b->ahead = (uintptr_t)b->blocks;
 }
 
-typedef void sum_loop(const struct value_batch *b, uint32_t row, float *out);
+typedef void sum_loop(struct value_batch *b, uint32_t row, float *out);
 
 /* ------------------------------------------------------------------ folding */
 
@@ -188,8 +189,7 @@ KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint3
         const uint16_t *minima = kivi_minima_const(b->l, block) + at;
 
         if (16 * i < n) {
-            prefetch_ahead(scales, b->ahead);
-            prefetch_ahead(minima, b->ahead);
+            ask(&b->ahead, 2 * KIVI_TILE * sizeof *scales, bits);
             unfold(&u, i, scales, minima, bits);
             unfold(&u, i + 1, scales + 16, minima + 16, bits);
             skew = skew_of(&u, i, bits, skew);
@@ -251,7 +251,7 @@ KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, fl
 }
 
 #define SUM_LOOP(rows, n_digits, bits)                                                             \
-    KIVI_APART void sum_##rows##_##n_digits##_##bits(const struct value_batch *b, uint32_t row,    \
+    KIVI_APART void sum_##rows##_##n_digits##_##bits(struct value_batch *b, uint32_t row,          \
                                                      float *out)                                   \
     {                                                                                              \
         if (ROWS_TOGETHER(n_digits, bits) >= rows)                                                 \
@@ -298,7 +298,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
                          kivi_precision precision)
 {
     const uint32_t whole = (n_tokens + KIVI_TILE - 1) / KIVI_TILE * KIVI_TILE;
-    const uintptr_t ahead = ahead_of(blocks, next);
+    uintptr_t ahead = (uintptr_t)(next ? next : blocks);
     struct value_batch b;
     uint32_t t, g, r;
 
@@ -312,8 +312,8 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
             for (r = 0; r < n_rows; r += MAX_ROWS) {
                 b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
                 sum_batch(&b, p + r * ld + t, ld, out + (size_t)r * l->dim_pad, precision);
-                b.ahead = 0; /* was asked for */
             }
+            ahead += (size_t)b.n_tokens / KIVI_TILE * l->block_bytes / l->n_groups;
         }
     }
 }
