@@ -29,12 +29,12 @@ KIVI_INLINE VF load_float_vector(const float *x)
 /*
  * Loads that go from row to row, as those below do, are no pattern that a CPU follows. So every line is asked
  * for LINES_AHEAD bytes before it is read, in the order of memory. That comes to a stop at each page whose
- * address is not yet translated, for as long as many lines take: pages are touched PAGES_AHEAD bytes before.
+ * address is not yet translated, for as long as many lines take: where it helps, pages are touched PAGES_AHEAD bytes
+ * before. Some CPUs then no longer see a stream.
  */
 #define LINE 64u
 #define PAGE 4096u
 #define LINES_AHEAD 8192u
-#define PAGES_AHEAD 32768u
 
 /* What is read some bytes after `at`, in the rows that end at `end` or in those that are read after them. */
 KIVI_INLINE const char *after(const void *at, size_t bytes, const void *end, const void *next)
@@ -49,7 +49,7 @@ KIVI_INLINE const char *after(const void *at, size_t bytes, const void *end, con
 /* For the bytes that are at work. */
 KIVI_INLINE void touch_page(const void *at, size_t bytes, const void *end, const void *next)
 {
-    if ((uintptr_t)at % PAGE < bytes)
+    if (PAGES_AHEAD > 0 && (uintptr_t)at % PAGE < bytes)
         kivi_prefetch(after(at, PAGES_AHEAD, end, next));
 }
 
@@ -142,12 +142,16 @@ static void f16_scores(uint32_t dim, const float *q, size_t q_stride, uint32_t n
 
 /* ----------------------------------------------------------------- weighted sums */
 
-/* Adds weighted rows to `width` vectors of channels of n_rows sums; n_rows and width are constants. */
+/* Summed in all columns before the next ones are, so that memory is read nearly in its order. */
+#define TOKENS_OF_COLUMNS 16u
+
+/* Adds weighted rows to `width` vectors of channels of n_rows sums; n_rows and width are constants. Asks for as much
+ * as it reads: LINES_AHEAD bytes after `reading`, in the rows that end at `end` and then in `next`. */
 KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const uint16_t *rows,
-                             size_t stride, uint32_t n_tokens, const void *next, float *out,
-                             size_t out_stride, uint32_t width)
+                             size_t stride, uint32_t n_tokens, const uint16_t **reading,
+                             const uint16_t *end, const void *next, float *out, size_t out_stride,
+                             uint32_t width)
 {
-    const uint16_t *end = rows + n_tokens * stride;
     VF sum[ROW_SUMS];
     uint32_t r, t, v;
 
@@ -158,9 +162,10 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
             sum[r * width + v] = vf_load(out + r * out_stride + v * LANES);
     }
     for (t = 0; t < n_tokens; t++, rows += stride) {
-        const char *ahead = after(rows, LINES_AHEAD, end, next);
+        const char *ahead = after(*reading, LINES_AHEAD, end, next);
 
-        touch_page(rows, 2 * stride, end, next);
+        touch_page(*reading, 2 * width * LANES, end, next);
+        *reading += width * LANES;
         KIVI_UNROLL
         for (v = 0; v < width; v++) {
             const VF x = vf_load_half(rows + v * LANES);
@@ -202,20 +207,26 @@ KIVI_INLINE void add_rows(uint32_t dim, const float *p, size_t ld, uint32_t n_ro
                           float *out, size_t out_stride)
 {
     const uint32_t most = SHARE_OF_ROW_SUMS(n_rows) < 8 ? SHARE_OF_ROW_SUMS(n_rows) : 8;
-    uint32_t c = 0;
+    const uint32_t at_once = most * LANES >= dim ? n_tokens : TOKENS_OF_COLUMNS;
+    const uint16_t *end = rows + n_tokens * stride, *reading = rows;
+    uint32_t c, n;
+
+    for (; n_tokens > 0; n_tokens -= n, p += n, rows += n * stride) {
+        n = n_tokens < at_once ? n_tokens : at_once;
+        c = 0;
 
 #define ADD_COLUMNS(width)                                                                         \
     for (; (width) <= most && c + (width)*LANES <= dim; c += (width)*LANES)                        \
-    add_columns(p, ld, n_rows, rows + c, stride, n_tokens,                                         \
-                next ? (const uint16_t *)next + c : NULL, out + c, out_stride, width)
+    add_columns(p, ld, n_rows, rows + c, stride, n, &reading, end, next, out + c, out_stride, width)
 
-    ADD_COLUMNS(8);
-    ADD_COLUMNS(4);
-    ADD_COLUMNS(2);
-    ADD_COLUMNS(1);
+        ADD_COLUMNS(8);
+        ADD_COLUMNS(4);
+        ADD_COLUMNS(2);
+        ADD_COLUMNS(1);
 #undef ADD_COLUMNS
-    if (LANES > 8 && c < dim)
-        add_half_column(p, ld, n_rows, rows + c, stride, n_tokens, out + c, out_stride);
+        if (LANES > 8 && c < dim)
+            add_half_column(p, ld, n_rows, rows + c, stride, n, out + c, out_stride);
+    }
 }
 
 static void f16_accumulate(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,

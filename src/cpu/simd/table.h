@@ -4,6 +4,7 @@
  *
  *   LANES            lanes of 32 bits in a vector: 4, 8 or 16
  *   ACCUMULATORS     sums of dot products (VD) that registers have room for, beside codes and digits
+ *   PAGES_AHEAD      how many bytes before f16 rows are read their pages are touched (rows.h); may be missing
  *   VI, VF, VM       integers, floats, and the result of a comparison
  *   vi_*, vf_*, vm_* operations on them, lane by lane unless their comment says otherwise
  *   VQ, vq_load      four digits, as dot products take them
@@ -50,6 +51,10 @@
 #define KIVI_APART static __attribute__((noinline))
 #else
 #define KIVI_APART static
+#endif
+
+#ifndef PAGES_AHEAD
+#define PAGES_AHEAD 0u
 #endif
 
 #ifndef CODE_OFFSET
