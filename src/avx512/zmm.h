@@ -163,14 +163,6 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
 
 /* ------------------------------------------------ what simd/dot_pairs.h needs */
 
-/* a, of which compilers then know nothing more: they would add in another order, and keep words for the next
- * place, until most of it is in memory. */
-KIVI_INLINE VI vi_opaque(VI a)
-{
-    __asm__("" : "+v"(a));
-    return a;
-}
-
 /* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */
 KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm512_maddubs_epi16(u, s); }
 KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm512_add_epi16(a, b); }

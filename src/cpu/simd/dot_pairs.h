@@ -13,7 +13,15 @@ typedef struct {
 #define SHIFT_SIGNED(bits, place) ((bits) * (place))
 #define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 
-/* Words are read again for each place, and not kept. */
+/* a, of which compilers then know nothing more: they would add in another order, and keep words for the next
+ * place, until most of it is in memory. */
+KIVI_INLINE VI vi_opaque(VI a)
+{
+    __asm__("" : "+v"(a)); /* any vector register */
+    return a;
+}
+
+/* Words are read again for each place. */
 KIVI_INLINE VI vd_load(const uint32_t *words)
 {
     return vi_opaque(vi_load(words));

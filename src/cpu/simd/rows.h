@@ -32,7 +32,6 @@ KIVI_INLINE VF load_float_vector(const float *x)
  * address is not yet translated, for as long as many lines take: where it helps, pages are touched PAGES_AHEAD bytes
  * before. Some CPUs then no longer see a stream.
  */
-#define LINE 64u
 #define PAGE 4096u
 #define LINES_AHEAD 8192u
 
