@@ -89,6 +89,11 @@ KIVI_INLINE VF vf_div(VF a, VF b) { return _mm256_div_ps(a, b); }
 KIVI_INLINE VF vf_min(VF a, VF b) { return _mm256_min_ps(a, b); }
 KIVI_INLINE VF vf_max(VF a, VF b) { return _mm256_max_ps(a, b); }
 KIVI_INLINE VF vf_fma(VF a, VF b, VF c) { return _mm256_fmadd_ps(a, b, c); }
+/* a * p[i] + c. */
+KIVI_INLINE VF vf_fma_number(VF a, const float *p, uint32_t i, VF c)
+{
+    return vf_fma(a, vf_set(p[i]), c);
+}
 KIVI_INLINE VF vf_abs(VF a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
 KIVI_INLINE VF vf_of(VI a) { return _mm256_cvtepi32_ps(a); }
 KIVI_INLINE VI vi_round(VF a) { return _mm256_cvtps_epi32(a); } /* nearest, ties to even */
@@ -172,29 +177,30 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
 /* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */
 KIVI_INLINE VI vi_pairs(VI u, VI s) { return _mm256_maddubs_epi16(u, s); }
 KIVI_INLINE VI vi_add16(VI a, VI b) { return _mm256_add_epi16(a, b); }
-/* The sum of neighbouring 16 bits, times x. */
-KIVI_INLINE VI vi_widen(VI a, int16_t x) { return _mm256_madd_epi16(a, _mm256_set1_epi16(x)); }
-/* Bytes 0 and 2 of a lane, and 1 and 3, in 16 bits each. */
-KIVI_INLINE VI vi_even_bytes(VI a) { return vi_and(a, _mm256_set1_epi16(255)); }
-KIVI_INLINE VI vi_odd_bytes(VI a) { return _mm256_srli_epi16(a, 8); }
-/* The sums of products of neighbouring 16 bits. */
-KIVI_INLINE VI vi_multiply(VI a, VI b) { return _mm256_madd_epi16(a, b); }
+/* The sum of neighbouring 16 bits. */
+KIVI_INLINE VI vi_widen(VI a) { return _mm256_madd_epi16(a, _mm256_set1_epi16(1)); }
 
-/* The numbers of four vectors, which fit 16 bits: numbers 0 and 2 of each four lanes, and 1 and 3. Lane 4 * i + w
- * has those of fours i of vector w. Returns the sums of the fours. */
-KIVI_INLINE VI vi_store_wide(uint8_t *even, uint8_t *odd, const VI *a)
+/* ------------------------------------------------- what simd/floats.h needs */
+
+/* The code at bit `shift` of each word, less 2^(bits - 1), times 2^(32 - bits). The last two are constants. */
+KIVI_INLINE VF vf_code(VI words, uint32_t shift, uint32_t bits)
 {
-    VI low = _mm256_packs_epi32(a[0], a[1]), high = _mm256_packs_epi32(a[2], a[3]), first, second;
+    if (bits == 2) { /* two bits of a lane choose one of four numbers */
+        const VF codes = _mm256_setr_ps(-0x1p31f, -0x1p30f, 0, 0x1p30f, -0x1p31f, -0x1p30f, 0, 0x1p30f);
 
-    low = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(low, 0xd8), 0xd8);
-    high = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(high, 0xd8), 0xd8);
-    first = _mm256_unpacklo_epi64(_mm256_shuffle_epi32(low, 0xd8), _mm256_shuffle_epi32(high, 0xd8));
-    second = _mm256_unpackhi_epi64(_mm256_shuffle_epi32(low, 0xd8), _mm256_shuffle_epi32(high, 0xd8));
-    vi_store(even, first);
-    vi_store(odd, second);
-    return vi_add(vi_multiply(first, _mm256_set1_epi16(1)), vi_multiply(second, _mm256_set1_epi16(1)));
+        return _mm256_permutevar_ps(codes, vi_shift_right(words, (int)shift));
+    }
+    words = _mm256_xor_si256(words, vi_set(bits == 4 ? (int)0x88888888 : (int)0x80808080));
+    if (bits == 4) /* the upper halves of bytes */
+        words = vi_and(shift % 8 == 0 ? vi_shift_left(words, 4) : words, vi_set((int)0xf0f0f0f0));
+    {
+        const int top = (int)(shift / 8 << 24 | 0x808080);
+        const VI byte = _mm256_setr_epi32(top, top + 0x4000000, top + 0x8000000, top + 0xc000000,
+                                          top, top + 0x4000000, top + 0x8000000, top + 0xc000000);
+
+        return vf_of(_mm256_shuffle_epi8(words, byte));
+    }
 }
-KIVI_INLINE VI vi_low_nibbles(VI a) { return vi_and(a, _mm256_set1_epi8(15)); }
 
 /* ---------------------------------------------- what simd/checksum.h needs */
 

@@ -6,6 +6,7 @@
 #define KIVI_NEON_DOT_LANE_H
 
 #define ACCUMULATORS 16 /* what 32 registers hold beside the rest */
+#define MOST_DIGITS(bits) 2u
 
 /* Signed codes must not reach the sign. */
 #ifdef KIVI_UNSIGNED_CODES

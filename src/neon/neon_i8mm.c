@@ -18,15 +18,13 @@ KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
                    vreinterpretq_s8_s32(digits.fours));
 }
 
-KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits, uint32_t bits)
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits)
 {
-    (void)bits;
     return vi_dot_unsigned(sum, codes, digits);
 }
 
-KIVI_INLINE VI vd_sum(VD sum, uint32_t bits)
+KIVI_INLINE VI vd_sum(VD sum)
 {
-    (void)bits;
     return sum;
 }
 

@@ -72,18 +72,6 @@ KIVI_INLINE VI vi_pack_signed(const VI *a)
 }
 KIVI_INLINE VI vi_pack_unsigned(const VI *a) { return vi_pack_signed(a); }
 
-/* The numbers of four vectors, which fit 16 bits: numbers 0 and 2 of each, and 1 and 3. Returns their sums. */
-KIVI_INLINE VI vi_store_wide(uint8_t *even, uint8_t *odd, const VI *a)
-{
-    const int16x8_t low = vuzp1q_s16(vreinterpretq_s16_s32(a[0]), vreinterpretq_s16_s32(a[1]));
-    const int16x8_t high = vuzp1q_s16(vreinterpretq_s16_s32(a[2]), vreinterpretq_s16_s32(a[3]));
-    const int16x8_t first = vuzp1q_s16(low, high), second = vuzp2q_s16(low, high);
-
-    vi_store(even, vreinterpretq_s32_s16(first));
-    vi_store(odd, vreinterpretq_s32_s16(second));
-    return vpadalq_s16(vpaddlq_s16(first), second);
-}
-
 /* The sums of the four bytes of each lane. */
 KIVI_INLINE VI vi_sum_signed(VI a) { return vpaddlq_s16(vpaddlq_s8(vreinterpretq_s8_s32(a))); }
 KIVI_INLINE VI vi_sum_unsigned(VI a)
@@ -165,6 +153,33 @@ KIVI_INLINE VF vf_round_half(VF a) { return vcvt_f32_f16(vcvt_f16_f32(a)); }
 KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
 {
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+
+/* ------------------------------------------------- what simd/floats.h needs */
+
+/* The code at bit `shift` of each word, less 2^(bits - 1), times 2^(32 - bits). The last two are constants. */
+KIVI_INLINE VF vf_code(VI words, uint32_t shift, uint32_t bits)
+{
+    const int highest = (int)(bits == 2 ? 0xaaaaaaaa : bits == 4 ? 0x88888888 : 0x80808080);
+
+    words = veorq_s32(words, vi_set(highest));
+    if (bits == 2)
+        return vf_of(vi_and(vi_shift_left(words, (int)(30 - shift)), vi_set((int)0xc0000000)));
+    if (bits == 4) /* the upper halves of bytes */
+        words = vi_and(shift % 8 == 0 ? vi_shift_left(words, 4) : words, vi_set((int)0xf0f0f0f0));
+    /* bytes choose bytes; 255 is none, and 0 */
+    {
+        const uint8_t b = (uint8_t)(shift / 8);
+        const uint8x16_t byte = {255, 255, 255, b, 255, 255, 255, b + 4, 255, 255, 255, b + 8, 255, 255, 255, b + 12};
+
+        return vf_of(vreinterpretq_s32_u8(vqtbl1q_u8(vreinterpretq_u8_s32(words), byte)));
+    }
+}
+
+/* a * p[i] + c. */
+KIVI_INLINE VF vf_fma_number(VF a, const float *p, uint32_t i, VF c)
+{
+    return IN_LANE(i % 4, vfmaq_laneq_f32, c, a, vf_load(p + i / 4 * 4));
 }
 
 /* ---------------------------------------------- what simd/checksum.h needs */

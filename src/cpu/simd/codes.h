@@ -37,15 +37,11 @@ KIVI_INLINE void ask(uintptr_t *ahead, uint32_t bytes, uint32_t bits)
 #define PLACES(bits) (8 / (bits))
 #define WORDS(bits) ((bits) / 2)
 
-/* Sums that a row keeps for each vector of codes. */
-#define SUMS(n_digits, bits) (WIDE(n_digits, bits) ? 1 : (n_digits))
-
 /* Rows, and vectors of codes, that go together: as many as there are registers for. */
-#define FITS(rows, side, n_digits, bits) ((rows) * (side)*SUMS(n_digits, bits) <= ACCUMULATORS)
-#define ROWS_TOGETHER(n_digits, bits)                                                              \
-    (FITS(4, 1, n_digits, bits) ? 4u : FITS(2, 1, n_digits, bits) ? 2u : 1u)
-#define SIDE_BY_SIDE(rows, n_digits, bits)                                                         \
-    (LANES <= 8 && FITS(rows, 4, n_digits, bits) ? 4u : FITS(rows, 2, n_digits, bits) ? 2u : 1u)
+#define FITS(rows, side, n_digits) ((rows) * (side) * (n_digits) <= ACCUMULATORS)
+#define ROWS_TOGETHER(n_digits) (FITS(4, 1, n_digits) ? 4u : FITS(2, 1, n_digits) ? 2u : 1u)
+#define SIDE_BY_SIDE(rows, n_digits)                                                               \
+    (LANES <= 8 && FITS(rows, 4, n_digits) ? 4u : FITS(rows, 2, n_digits) ? 2u : 1u)
 
 /* By how much the codes of a place are shifted to the right, and how far to the left they stay. */
 KIVI_INLINE uint32_t shift_right(uint32_t place, uint32_t bits, int is_signed)
@@ -114,24 +110,22 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
     }
     KIVI_UNROLL
     for (k = 0; k < rows * n_digits; k++) {
-        const uint32_t r = k / n_digits, d = k % n_digits, at = WIDE(n_digits, bits) ? r : k;
+        const uint32_t r = k / n_digits, d = k % n_digits;
         const VQ digits = vq_load(o->digits + r * o->row + d * o->width + offset, i);
 
         KIVI_UNROLL
         for (v = 0; v < side; v++)
-            sum[v][at] = WIDE(n_digits, bits) ? vd_wide(sum[v][at], codes[v], digits, d)
-                         : is_signed          ? vd_signed(sum[v][at], codes[v], digits, bits)
-                                              : vd_unsigned(sum[v][at], codes[v], digits, bits);
+            sum[v][k] = is_signed ? vd_signed(sum[v][k], codes[v], digits, bits)
+                                  : vd_unsigned(sum[v][k], codes[v], digits);
     }
 }
 
 /* Adds the sums of a place, times its steps in a unit, to the rows' totals. */
 KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
                           const struct operands *o, size_t unit, uint32_t place, uint32_t rows,
-                          uint32_t side, uint32_t n_digits, uint32_t bits)
+                          uint32_t side, uint32_t n_digits)
 {
     const float *steps = o->steps + unit * STEPS + 4 * place;
-    const uint32_t n_sums = SUMS(n_digits, bits);
     uint32_t r, v;
 
     KIVI_UNROLL
@@ -140,16 +134,12 @@ KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUM
 
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
-            const VD *of_row = &sum[v][r * n_sums];
-            VI low = WIDE(n_digits, bits) ? vd_sum_wide(of_row[0]) : vd_sum(of_row[0], bits);
-            VF all;
+            const VD *of_row = &sum[v][r * n_digits];
+            VI all = vd_sum(of_row[0]);
 
-            if (n_sums > 1) /* fits: digits are of 8 bits, and a place has at most 32 products */
-                low = vi_add(low, vi_shift_left(vd_sum(of_row[1], bits), 8));
-            all = vf_of(low);
-            if (n_sums > 2)
-                all = vf_fma(vf_of(vd_sum(of_row[2], bits)), vf_set(65536), all);
-            total[v][r] = vf_fma(all, step, total[v][r]);
+            if (n_digits == 2) /* fits: digits are of 8 bits, and a place has at most 32 products */
+                all = vi_add(all, vi_shift_left(vd_sum(of_row[1]), 8));
+            total[v][r] = vf_fma(vf_of(all), step, total[v][r]);
         }
     }
 }

@@ -5,11 +5,11 @@
 #ifndef KIVI_DOT_PAIRS_H
 #define KIVI_DOT_PAIRS_H
 
-typedef struct {
-    VI low, high; /* of the codes' nibbles; `high` only at 8 bits */
-} VD;
+typedef VI VD;
 
-/* A sum takes 8 products of signed digits, 2 * 128 * 15 each: those of a place. At 2 bits, 2 * 255 * 3 fit, too. */
+#define MOST_DIGITS(bits) ((bits) == 2 ? 1u : 0u)
+
+/* A sum takes the 8 products of a place, 2 * 128 * 3 each, or 2 * 255 * 3 of unsigned digits, and more. */
 #define SHIFT_SIGNED(bits, place) ((bits) * (place))
 #define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
 
@@ -30,51 +30,23 @@ KIVI_INLINE VI vd_load(const uint32_t *words)
 
 KIVI_INLINE VD vd_zero(void)
 {
-    return (VD){vi_zero(), vi_zero()};
+    return vi_zero();
 }
 
 KIVI_INLINE VD vd_signed(VD sum, VI codes, VQ digits, uint32_t bits)
 {
-    if (bits < 8) {
-        sum.low = vi_opaque(vi_add16(sum.low, vi_pairs(codes, digits)));
-    } else {
-        const VI low = vi_low_nibbles(codes), high = vi_low_nibbles(vi_shift_right(codes, 4));
-
-        sum.low = vi_opaque(vi_add16(sum.low, vi_pairs(low, digits)));
-        sum.high = vi_opaque(vi_add16(sum.high, vi_pairs(high, digits)));
-    }
-    return sum;
-}
-
-KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits, uint32_t bits)
-{
     (void)bits;
-    sum.low = vi_opaque(vi_add16(sum.low, vi_pairs(digits, codes)));
-    return sum;
+    return vi_opaque(vi_add16(sum, vi_pairs(codes, digits)));
 }
 
-/* Numbers of two digits are not cut: pairs of 16 bits are multiplied, those of a word's even bytes
- * and those of its odd ones, and summed in 32. */
-#define WIDE(n_digits, bits) ((n_digits) == 2)
-
-KIVI_INLINE VD vd_wide(VD sum, VI codes, VQ numbers, uint32_t odd)
+KIVI_INLINE VD vd_unsigned(VD sum, VI codes, VQ digits)
 {
-    const VI bytes = odd ? vi_odd_bytes(codes) : vi_even_bytes(codes);
-
-    sum.low = vi_opaque(vi_add(sum.low, vi_multiply(bytes, numbers)));
-    return sum;
+    return vi_opaque(vi_add16(sum, vi_pairs(digits, codes)));
 }
 
-KIVI_INLINE VI vd_sum_wide(VD sum)
+KIVI_INLINE VI vd_sum(VD sum)
 {
-    return sum.low;
-}
-
-KIVI_INLINE VI vd_sum(VD sum, uint32_t bits)
-{
-    const VI low = vi_widen(sum.low, 1);
-
-    return bits < 8 ? low : vi_add(low, vi_widen(sum.high, 16));
+    return vi_widen(sum);
 }
 
 #endif

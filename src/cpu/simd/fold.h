@@ -10,7 +10,7 @@
  * Centring halves what the rounding does: it counts times code - L / 2, and the middle is exact.
  *
  * 16 products have a step of their own (32 of weights), so that at 2 bits one digit often does (docs/numerics.md).
- * Otherwise, and with more bits, there are two digits; for KIVI_PRECISE three.
+ * Otherwise, and with more bits, there are two. Where that is not enough, or no faster, codes go in floats (floats.h).
  *
  * Numbers go by sets of 64: four vectors of 16, each of which the codes of bits / 2 words belong to. Which four
  * of the 16 is a number's place: fours of one place have the same shift in their words, lie in the same
@@ -24,16 +24,23 @@
 
 #define SET 64u
 #define STEPS (SET / 4) /* floats that the steps of a unit take: place i at 4 * i */
-#define MAX_DIGITS 3
+#define MAX_DIGITS 2
 #define MAX_SETS 2 /* of a unit, whose numbers share steps */
 
 /* Below this all numbers count as this: their inverse might overflow. */
 #define SMALLEST 1e-30f
 
-/* The largest number of so many digits, with room for the carry between signed ones. */
+/* Whether codes go in digits. */
+KIVI_INLINE int in_digits(uint32_t bits, kivi_precision precision)
+{
+    (void)bits; /* some tables have two at any */
+    return precision == KIVI_STANDARD && MOST_DIGITS(bits) > 0;
+}
+
+/* The largest number of so many digits, with room for the carry between two. */
 KIVI_INLINE float largest_number(uint32_t n_digits, int is_signed)
 {
-    return n_digits == 3 ? 8355700.0f : n_digits == 2 ? 32639.0f : is_signed ? 127.0f : 255.0f;
+    return n_digits == 2 ? 32639.0f : is_signed ? 127.0f : 255.0f;
 }
 
 /* What the codes count from: the middle of their range. */
@@ -71,47 +78,43 @@ KIVI_INLINE void unfold_none(struct unfolded *u, uint32_t i)
         u->scale[i][v] = u->middle[i][v] = vf_zero();
 }
 
-/* One digit of numbers in four vectors, and its sums by fours. Leaves the next digit's numbers. */
-KIVI_INLINE VI cut_digit(VI *number, int is_last, int is_signed, uint8_t *to)
+/* The lower of two digits of numbers in four vectors. Leaves the upper one, which is signed. */
+KIVI_INLINE VI cut_lower(VI *number)
 {
-    const VI byte = vi_set(255), carry = vi_set(is_signed ? 128 : 0);
-    VI digits;
+    const VI byte = vi_set(255), carry = vi_set(128);
+    VI low[4];
     uint32_t w;
 
-    if (is_last) {
-        digits = is_signed ? vi_pack_signed(number) : vi_pack_unsigned(number);
-    } else {
-        VI low[4];
-
-        KIVI_UNROLL
-        for (w = 0; w < 4; w++) {
-            low[w] = vi_and(number[w], byte);
-            number[w] = vi_shift_signed(vi_add(number[w], carry), 8);
-        }
-        digits = vi_pack_unsigned(low);
+    KIVI_UNROLL
+    for (w = 0; w < 4; w++) {
+        low[w] = vi_and(number[w], byte);
+        number[w] = vi_shift_signed(vi_add(number[w], carry), 8);
     }
-    vi_store(to, digits);
-    return is_signed ? vi_sum_signed(digits) : vi_sum_unsigned(digits);
+    return vi_pack_unsigned(low);
 }
 
-/* All digits, `width` apart. Returns the numbers' sums by fours. */
-KIVI_INLINE VF cut(VI *number, uint32_t n_digits, uint32_t bits, int is_signed, uint8_t *to,
-                   size_t width)
+/* The digits' sums by fours. */
+KIVI_INLINE VF sum_digits(VI digits, int is_signed)
 {
-    float unit = 1;
-    VF sum;
-    uint32_t d;
+    return vf_of(is_signed ? vi_sum_signed(digits) : vi_sum_unsigned(digits));
+}
 
-    (void)bits;
-    if (WIDE(n_digits, bits))
-        return vf_of(vi_store_wide(to, to + width, number));
-    sum = vf_of(cut_digit(number, n_digits == 1, is_signed, to));
-    for (d = 1; d < n_digits; d++) {
+/* All digits of numbers in four vectors, `width` apart. Two are signed. Returns the numbers' sums by fours. */
+KIVI_INLINE VF cut(VI *number, uint32_t n_digits, int is_signed, uint8_t *to, size_t width)
+{
+    VF sum = vf_zero();
+    VI digits;
+
+    if (n_digits == 2) {
+        digits = cut_lower(number);
+        vi_store(to, digits);
+        sum = sum_digits(digits, 1);
         to += width;
-        unit *= 256;
-        sum = vf_fma(vf_of(cut_digit(number, d + 1 == n_digits, is_signed, to)), vf_set(unit), sum);
     }
-    return sum;
+    digits = is_signed ? vi_pack_signed(number) : vi_pack_unsigned(number);
+    vi_store(to, digits);
+    return n_digits == 2 ? vf_fma(sum_digits(digits, is_signed), vf_set(256), sum)
+                         : sum_digits(digits, is_signed);
 }
 
 /* Steps whose multiples hold the largest of each four lanes' products, `top`. *inverse receives what products are
@@ -134,10 +137,10 @@ KIVI_INLINE VF centre_steps(VF step, uint32_t bits)
 /*
  * Rounds and cuts the products of a set, counted in steps; adds to the bias what centring takes. Digit d of number
  * 16 * w + 4 * i + k of a set is byte d * width + 16 * i + 4 * w + k, so that fours of one place are next to each
- * other. v is one of VECTORS, and the last three are constants.
+ * other. v is one of VECTORS, and the last two are constants.
  */
 KIVI_INLINE VF round_set(const VF *product, VF centre, uint8_t *digits, size_t width, VF bias,
-                         uint32_t v, uint32_t n_digits, uint32_t bits, int is_signed)
+                         uint32_t v, uint32_t n_digits, int is_signed)
 {
     VI number[4];
     uint32_t w;
@@ -145,8 +148,7 @@ KIVI_INLINE VF round_set(const VF *product, VF centre, uint8_t *digits, size_t w
     KIVI_UNROLL
     for (w = 0; w < 4; w++)
         number[w] = vi_round(product[w]);
-    return vf_fma(cut(number, n_digits, bits, is_signed, digits + v * 4 * LANES, width), centre,
-                  bias);
+    return vf_fma(cut(number, n_digits, is_signed, digits + v * 4 * LANES, width), centre, bias);
 }
 
 #endif

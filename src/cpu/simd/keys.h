@@ -4,7 +4,7 @@
  * arithmetic of one hides the latency of another's.
  *
  * A row has as few digits as may do, which its steps tell before it is folded, and rows with as many go together;
- * docs/numerics.md has the bounds. At 2 bits, so that one is enough, channels of a size with which
+ * those for which no digits do, and all of KIVI_PRECISE, go in floats (floats.h). docs/numerics.md has the bounds. At 2 bits, so that one is enough, channels of a size with which
  * others could share no step are dequantized and go in floats: keys have a few of them.
  */
 #ifndef KIVI_SIMD_KEYS_H
@@ -53,7 +53,7 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
         const uint32_t *word = codes + place / PLACES(bits) * KIVI_TILE;
         VD sum[MAX_SIDE][MAX_SUMS];
 
-        clear_dots(sum, rows * SUMS(n_digits, bits), side);
+        clear_dots(sum, rows * n_digits, side);
         KIVI_UNROLL
         for (w = 0; w < 4 && w < n; w++, word += WORDS(bits) * KIVI_TILE) {
             if (place % PLACES(bits) == 0)
@@ -61,7 +61,7 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
             add_dots(sum, word, o, (size_t)set * SET + 16 * place, w, place, rows, side, n_digits,
                      bits, 1);
         }
-        add_sums(total, sum, o, set, place, rows, side, n_digits, bits);
+        add_sums(total, sum, o, set, place, rows, side, n_digits);
     }
 }
 
@@ -94,7 +94,7 @@ KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes
                                 uint32_t block, uint32_t row, float *const *scores, size_t at,
                                 uint32_t rows, uint32_t n_digits, uint32_t bits)
 {
-    const uint32_t side = SIDE_BY_SIDE(rows, n_digits, bits);
+    const uint32_t side = SIDE_BY_SIDE(rows, n_digits);
     uint32_t token, s, r, v;
 
     for (token = 0; token < KIVI_TILE; token += side * LANES) {
@@ -165,7 +165,7 @@ typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t
 /* What a score's error may be as such, squared: it is a relative one of its weight. */
 KIVI_INLINE float error_allowed(uint32_t n_digits, uint32_t bits)
 {
-    const float most = n_digits == 1 ? 1.5e-2f : n_digits == 3 ? 2e-6f : bits == 2 ? 1e-3f : 1e-4f;
+    const float most = n_digits == 1 ? 1.5e-2f : bits == 2 ? 1e-3f : 1e-4f;
 
     return most * most;
 }
@@ -255,8 +255,6 @@ KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *pla
     if (c < dim)
         find_set_steps(b, r, c, (uint32_t)(dim - c), places, &squares, &products, n_digits, bits);
     error = vf_sum(squares) / 4 * 16 / 12 * code;
-    if (n_digits == MAX_DIGITS && b->n_blocks == 1)
-        return 1;
     if (error > error_allowed(n_digits, bits))
         return 0;
     return n_digits > 1
@@ -299,7 +297,7 @@ KIVI_INLINE void fold_set(struct key_batch *b, size_t c, const uint16_t *scales,
                     sum = vf_fma(vf_load(q + at), u.middle[w][v], sum);
             }
             sum = round_set(product, vf_load(centres + v * LANES), digits + r * sizeof b->digits[0],
-                            KEY_NUMBERS, sum, v, n_digits, bits, 1);
+                            KEY_NUMBERS, sum, v, n_digits, 1);
         }
         bias[r] = sum;
     }
@@ -385,9 +383,9 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
         fold_queries(b, 1, n_digits, bits);
     else
         fold_queries(b, b->n_rows, n_digits, bits);
-    for (; ROWS_TOGETHER(n_digits, bits) >= 4 && r + 4 <= b->n_rows; r += 4)
+    for (; ROWS_TOGETHER(n_digits) >= 4 && r + 4 <= b->n_rows; r += 4)
         of_4(b, r, scores, ld);
-    for (; ROWS_TOGETHER(n_digits, bits) >= 2 && r + 2 <= b->n_rows; r += 2)
+    for (; ROWS_TOGETHER(n_digits) >= 2 && r + 2 <= b->n_rows; r += 2)
         of_2(b, r, scores, ld);
     for (; r < b->n_rows; r++)
         of_1(b, r, scores, ld);
@@ -398,7 +396,7 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
     KIVI_APART void score_##rows##_##n_digits##_##bits(struct key_batch *b, uint32_t row,          \
                                                        float *scores, size_t ld)                   \
     {                                                                                              \
-        if (ROWS_TOGETHER(n_digits, bits) >= rows)                                                 \
+        if (n_digits <= MOST_DIGITS(bits) && ROWS_TOGETHER(n_digits) >= rows)                      \
             score_codes(b, row, scores, ld, rows, n_digits, bits);                                 \
     }
 
@@ -416,16 +414,32 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
 
 SCORE_ROWS(1, 2)
 SCORE_ROWS(2, 2)
-SCORE_ROWS(3, 2)
 SCORE_ROWS(2, 4)
-SCORE_ROWS(3, 4)
 SCORE_ROWS(2, 8)
-SCORE_ROWS(3, 8)
 
 /* A channel is an outlier if the square of its scale is so many times the mean. */
 #define OUTLIER_SIZE 8.0f
 
-/* Finds the outliers of the blocks. Too many are none. */
+/* Takes the outliers out of the common scales. Puts their scales of all blocks together, long before they are read as
+ * vectors. */
+static void gather_outliers(struct key_batch *b)
+{
+    const size_t block = b->l->block_bytes / sizeof(uint16_t);
+    const uint32_t n_blocks = b->n_blocks;
+    uint32_t i, k;
+
+    memset(b->outlier_scale, 0, sizeof b->outlier_scale);
+    memset(b->outlier_q, 0, sizeof b->outlier_q);
+    for (k = 0; k < b->n_outliers; k++) {
+        const uint16_t *scale = kivi_scales_const(b->l, b->blocks) + b->outlier[k].channel;
+
+        b->common_top[b->outlier[k].channel] = 0;
+        for (i = 0; i < n_blocks; i++)
+            b->outlier_scale[i][k] = scale[i * block];
+    }
+}
+
+/* Finds the outliers of the blocks, and takes them out of the common scales. Too many are none. */
 static void find_outliers(struct key_batch *b)
 {
     const struct kivi_layout l = *b->l;
@@ -463,80 +477,38 @@ static void find_outliers(struct key_batch *b)
             b->outlier[b->n_outliers++].shift = shift;
         }
     }
+    gather_outliers(b);
 }
 
-/* Takes the outliers out of the common scales. Puts their scales of all blocks together, long before they are read as
- * vectors. */
-static void gather_outliers(struct key_batch *b)
+/* Scores of n rows. Leaves in `rows` those for which digits are too few, and returns their number. */
+static uint32_t score_in_digits(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
+                                float *scores, size_t ld)
 {
-    const size_t block = b->l->block_bytes / sizeof(uint16_t);
-    const uint32_t n_blocks = b->n_blocks;
-    uint32_t i, k;
-
-    memset(b->outlier_scale, 0, sizeof b->outlier_scale);
-    memset(b->outlier_q, 0, sizeof b->outlier_q);
-    for (k = 0; k < b->n_outliers; k++) {
-        const uint16_t *scale = kivi_scales_const(b->l, b->blocks) + b->outlier[k].channel;
-
-        b->common_top[b->outlier[k].channel] = 0;
-        for (i = 0; i < n_blocks; i++)
-            b->outlier_scale[i][k] = scale[i * block];
-    }
-}
-
-/* Scores of rows in three digits. Returns how many there are for which steps that all blocks share are too wide. */
-static uint32_t score_finest(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
-                             float *scores, size_t ld)
-{
-    return b->l->bits == 2   ? score_3_2(b, q, rows, n, scores, ld)
-           : b->l->bits == 4 ? score_3_4(b, q, rows, n, scores, ld)
-                             : score_3_8(b, q, rows, n, scores, ld);
-}
-
-/* The same block by block, each with steps of its own. */
-static void score_one_by_one(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
-                             float *scores, size_t ld)
-{
-    const char *blocks = b->blocks;
-    const uint32_t n_blocks = b->n_blocks;
-    const uintptr_t ahead = b->ahead;
-    uint32_t i;
-
-    b->n_blocks = 1;
-    for (i = 0; i < n_blocks; i++, b->blocks += b->l->block_bytes) {
-        b->ahead = ahead + (size_t)i * b->l->block_bytes;
-        find_scales(b);
-        score_finest(b, q, rows, n, scores, ld);
-        scores += b->l->tokens;
-    }
-    b->blocks = blocks;
-    b->n_blocks = n_blocks;
-    find_scales(b);
-    if (b->n_outliers > 0)
-        gather_outliers(b);
+    if (b->l->bits == 8)
+        return score_2_8(b, q, rows, n, scores, ld);
+    if (b->l->bits == 4)
+        return score_2_4(b, q, rows, n, scores, ld);
+    n = score_1_2(b, q, rows, n, scores, ld);
+    return n > 0 && MOST_DIGITS(2) > 1 ? score_2_2(b, q, rows, n, scores, ld) : n;
 }
 
 /* Scores of n rows, at most MAX_ROWS. */
 static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *scores, size_t ld,
                         kivi_precision precision)
 {
-    uint32_t rows[MAX_ROWS] = {0, 1, 2, 3};
+    const float *q_left[MAX_ROWS];
+    float *scores_left[MAX_ROWS];
+    uint32_t rows[MAX_ROWS] = {0, 1, 2, 3}, r;
 
-    if (precision == KIVI_STANDARD && !b->is_dwarfed) {
-        if (b->l->bits == 2) {
-            n = score_1_2(b, q, rows, n, scores, ld);
-            if (n > 0)
-                n = score_2_2(b, q, rows, n, scores, ld);
-        } else if (b->l->bits == 4) {
-            n = score_2_4(b, q, rows, n, scores, ld);
-        } else {
-            n = score_2_8(b, q, rows, n, scores, ld);
-        }
+    if (in_digits(b->l->bits, precision) && !b->is_dwarfed)
+        n = score_in_digits(b, q, rows, n, scores, ld);
+    for (r = 0; r < n; r++) {
+        q_left[r] = q + (size_t)rows[r] * b->l->dim_pad;
+        scores_left[r] = scores + rows[r] * ld;
     }
     if (n > 0)
-        n = score_finest(b, q, rows, n, scores, ld);
-    if (n > 0)
-        score_one_by_one(b, q, rows, n, scores, ld);
+        score_in_floats(b->l, q_left, n, b->blocks, b->n_blocks, b->ahead, scores_left);
+    b->ahead = (uintptr_t)b->blocks;
 }
 
 static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_rows,
@@ -555,10 +527,10 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;
-        find_scales(&b);
-        find_outliers(&b);
-        if (b.n_outliers > 0)
-            gather_outliers(&b);
+        if (in_digits(l->bits, precision)) {
+            find_scales(&b);
+            find_outliers(&b);
+        }
         for (r = 0; r < n_rows; r += MAX_ROWS)
             score_batch(&b, q + (size_t)r * l->dim_pad,
                         n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld,

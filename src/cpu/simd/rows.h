@@ -6,8 +6,7 @@
 #define KIVI_SIMD_ROWS_H
 
 #define ROWS 4
-#define ROW_SUMS (LANES == 8 ? 8 : 16) /* that are kept at a time: what the registers hold */
-#define SHARE_OF_ROW_SUMS(n_rows) (ROW_SUMS / ((n_rows) == 3 ? 4 : (n_rows)))
+#define SHARE_OF_SUMS(n_rows) (FLOAT_SUMS / ((n_rows) == 3 ? 4 : (n_rows)))
 
 /* The last 8 channels where LANES is 16. */
 KIVI_INLINE VF load_half_vector(const uint16_t *x)
@@ -76,17 +75,17 @@ KIVI_INLINE void add_products(const float *q, size_t q_stride, uint32_t n_rows,
     }
 }
 
-/* n_rows times n_tokens scores, at most ROW_SUMS; both are constants. `ahead`: what to ask for meanwhile. */
+/* n_rows times n_tokens scores, at most FLOAT_SUMS; both are constants. `ahead`: what to ask for meanwhile. */
 KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
                             const uint16_t *rows, size_t stride, uint32_t n_tokens,
                             const char *ahead, float *scores, size_t ld)
 {
-    VF sum[ROW_SUMS];
-    float all[ROW_SUMS];
+    VF sum[FLOAT_SUMS];
+    float all[FLOAT_SUMS];
     uint32_t c, r, i;
 
     KIVI_UNROLL
-    for (i = 0; i < ROW_SUMS; i++)
+    for (i = 0; i < FLOAT_SUMS; i++)
         sum[i] = vf_zero();
     for (c = 0; c + LANES <= dim; c += LANES) {
         if (2 * c % LINE == 0) {
@@ -111,7 +110,7 @@ KIVI_INLINE void score_rows(uint32_t dim, const float *q, size_t q_stride, uint3
                             const uint16_t *rows, size_t stride, uint32_t n_tokens,
                             const void *next, float *scores, size_t ld)
 {
-    const uint32_t step = SHARE_OF_ROW_SUMS(n_rows);
+    const uint32_t step = SHARE_OF_SUMS(n_rows);
     const uint16_t *end = rows + n_tokens * stride;
     uint32_t t;
 
@@ -151,7 +150,7 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
                              const uint16_t *end, const void *next, float *out, size_t out_stride,
                              uint32_t width)
 {
-    VF sum[ROW_SUMS];
+    VF sum[FLOAT_SUMS];
     uint32_t r, t, v;
 
     KIVI_UNROLL
@@ -205,7 +204,7 @@ KIVI_INLINE void add_rows(uint32_t dim, const float *p, size_t ld, uint32_t n_ro
                           const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
                           float *out, size_t out_stride)
 {
-    const uint32_t most = SHARE_OF_ROW_SUMS(n_rows) < 8 ? SHARE_OF_ROW_SUMS(n_rows) : 8;
+    const uint32_t most = SHARE_OF_SUMS(n_rows) < 8 ? SHARE_OF_SUMS(n_rows) : 8;
     const uint32_t at_once = most * LANES >= dim ? n_tokens : TOKENS_OF_COLUMNS;
     const uint16_t *end = rows + n_tokens * stride, *reading = rows;
     uint32_t c, n;

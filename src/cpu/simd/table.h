@@ -8,15 +8,17 @@
  *   VI, VF, VM       integers, floats, and the result of a comparison
  *   vi_*, vf_*, vm_* operations on them, lane by lane unless their comment says otherwise
  *   VQ, vq_load      four digits, as dot products take them
+ *   vf_code          (words, shift, bits): the code at that bit of each word, less 2^(bits - 1), times
+ *                    2^(32 - bits): as if it were signed, and at the top
  *   VD, vd_*         four-way dot products of bytes, vd_signed of codes (unsigned) with signed digits,
  *                    vd_unsigned of codes of 2 bits with unsigned digits; vd_sum gives the lanes' sums of
  *                    32 bits, and before it 8 products of each have to fit
+ *   MOST_DIGITS      (bits): digits with which they are worth while, 2 at most; 0 if floats are always as good.
+ *                    Codes of 2 bits have one at least, those of 4 and 8 bits two or none
+ *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
  *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
  *                    right to fit these
  *   vd_load          codes as dot products take them, where that is not vi_load (dot_pairs.h); may be missing
- *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
- *   WIDE, vd_wide, vd_sum_wide, vi_store_wide  where numbers of two digits are better not cut (dot_pairs.h);
- *                    may be missing
  *   HAS_CRC32C       if there are instructions for it: crc_add1, crc_add8
  *
  * src/avx2/ymm.h is one to compare with.
@@ -65,16 +67,9 @@
 #define vd_load(words) vi_load(words)
 #endif
 
-/* Most tables have no other form of numbers than digits. */
-#ifndef WIDE
-#define WIDE(n_digits, bits) 0
-#define vd_wide(sum, codes, numbers, odd) (sum)
-#define vd_sum_wide(sum) vi_zero()
-#define vi_store_wide(even, odd, numbers) vi_zero()
-#endif
-
 #include "fold.h"
 #include "codes.h"
+#include "floats.h"
 #include "keys.h"
 #include "values.h"
 #include "rows.h"

@@ -9,7 +9,7 @@
 #define UNIT_TOKENS (MAX_SETS * SET)
 #define BLOCKS_OF_UNIT (UNIT_TOKENS / KIVI_TILE)
 #define UNITS 2u /* that are folded together */
-#define VALUE_TOKENS (UNITS * UNIT_TOKENS)
+#define VALUE_TOKENS (UNITS * UNIT_TOKENS) /* at most MAX_DIM */
 
 /* Weights are not negative. At 2 bits their digits are unsigned, and the codes the signed side of the dot
  * product; two digits can spare the bit. */
@@ -79,13 +79,13 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
             const uint32_t *word = words + place / PLACES(bits) * stride;
             VD sum[MAX_SIDE][MAX_SUMS];
 
-            clear_dots(sum, rows * SUMS(n_digits, bits), side);
+            clear_dots(sum, rows * n_digits, side);
             if (n == BLOCKS_OF_UNIT) /* without a loop: compilers would copy its sums */
                 add_place(sum, word, half, block, BLOCKS_OF_UNIT, ahead, &o, place, rows, side,
                           n_digits, bits);
             else
                 add_place(sum, word, half, block, n, ahead, &o, place, rows, side, n_digits, bits);
-            add_sums(total, sum, &o, 0, place, rows, side, n_digits, bits);
+            add_sums(total, sum, &o, 0, place, rows, side, n_digits);
         }
         words += n * block;
         o.digits += UNIT_TOKENS;
@@ -104,7 +104,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
 KIVI_INLINE void sum_codes(struct value_batch *b, uint32_t row, float *out, uint32_t rows,
                            uint32_t n_digits, uint32_t bits)
 {
-    const uint32_t side = SIDE_BY_SIDE(rows, n_digits, bits);
+    const uint32_t side = SIDE_BY_SIDE(rows, n_digits);
     const uint32_t size = b->l->group_size, dim = b->l->dim_pad;
     const uint32_t end = (b->group + 1) * size < dim ? (b->group + 1) * size : dim;
     uintptr_t ahead = b->ahead;
@@ -167,7 +167,7 @@ KIVI_INLINE VF fold_weights(const float *p, const struct unfolded *u, uint32_t n
         KIVI_UNROLL
         for (i = 0; i < MAX_SETS; i++)
             bias = round_set(product[v] + 4 * i, centre_steps(step, bits), digits + i * SET,
-                             VALUE_TOKENS, bias, v, n_digits, bits, SIGNED_WEIGHTS(bits));
+                             VALUE_TOKENS, bias, v, n_digits, SIGNED_WEIGHTS(bits));
     }
     return bias;
 }
@@ -228,7 +228,7 @@ KIVI_INLINE int fold_group(struct value_batch *b, const float *p, size_t ld, uin
     return vm_lanes(vm_less(vf_zero(), skew)) != 0;
 }
 
-/* Adds the batch to its rows, unless so many digits are too few: then returns 0. The last two are constants. */
+/* Adds the batch to its rows, unless digits are too few: then returns 0. The last two are constants. */
 KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, float *out,
                             sum_loop *of_4, sum_loop *of_2, sum_loop *of_1, uint32_t n_digits,
                             uint32_t bits)
@@ -239,11 +239,11 @@ KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, fl
                               : fold_group(b, p, ld, b->n_rows, n_digits, bits);
     uint32_t r = 0;
 
-    if (is_skewed && n_digits < MAX_DIGITS)
+    if (is_skewed)
         return 0;
-    for (; ROWS_TOGETHER(n_digits, bits) >= 4 && r + 4 <= b->n_rows; r += 4)
+    for (; ROWS_TOGETHER(n_digits) >= 4 && r + 4 <= b->n_rows; r += 4)
         of_4(b, r, out + r * stride);
-    for (; ROWS_TOGETHER(n_digits, bits) >= 2 && r + 2 <= b->n_rows; r += 2)
+    for (; ROWS_TOGETHER(n_digits) >= 2 && r + 2 <= b->n_rows; r += 2)
         of_2(b, r, out + r * stride);
     for (; r < b->n_rows; r++)
         of_1(b, r, out + r * stride);
@@ -254,7 +254,7 @@ KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, fl
     KIVI_APART void sum_##rows##_##n_digits##_##bits(struct value_batch *b, uint32_t row,          \
                                                      float *out)                                   \
     {                                                                                              \
-        if (ROWS_TOGETHER(n_digits, bits) >= rows)                                                 \
+        if (n_digits <= MOST_DIGITS(bits) && ROWS_TOGETHER(n_digits) >= rows)                      \
             sum_codes(b, row, out, rows, n_digits, bits);                                          \
     }
 
@@ -270,27 +270,25 @@ KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, fl
     }
 
 SUM_ROWS(1, 2)
-SUM_ROWS(3, 2)
 SUM_ROWS(2, 4)
-SUM_ROWS(3, 4)
 SUM_ROWS(2, 8)
-SUM_ROWS(3, 8)
 
 static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *out,
                       kivi_precision precision)
 {
-    const int standard = precision == KIVI_STANDARD;
+    const struct kivi_layout *l = b->l;
+    const float *weights[MAX_ROWS];
+    uint32_t r;
 
-    if (b->l->bits == 2) {
-        if (!standard || !sum_1_2(b, p, ld, out))
-            sum_3_2(b, p, ld, out);
-    } else if (b->l->bits == 4) {
-        if (!standard || !sum_2_4(b, p, ld, out))
-            sum_3_4(b, p, ld, out);
-    } else {
-        if (!standard || !sum_2_8(b, p, ld, out))
-            sum_3_8(b, p, ld, out);
-    }
+    if (in_digits(l->bits, precision)
+        && (l->bits == 2   ? sum_1_2(b, p, ld, out)
+            : l->bits == 4 ? sum_2_4(b, p, ld, out)
+                           : sum_2_8(b, p, ld, out)))
+        return;
+    for (r = 0; r < b->n_rows; r++)
+        weights[r] = p + r * ld;
+    sum_in_floats(l, weights, b->n_rows, b->blocks, b->n_tokens, b->group, b->ahead, out);
+    b->ahead = (uintptr_t)b->blocks;
 }
 
 static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,
