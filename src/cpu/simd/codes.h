@@ -37,9 +37,8 @@ KIVI_INLINE void ask(uintptr_t *ahead, uint32_t bytes, uint32_t bits)
 #define PLACES(bits) (8 / (bits))
 #define WORDS(bits) ((bits) / 2)
 
-/* Rows, and vectors of codes, that go together: as many as there are registers for. */
+/* Vectors of codes that go together with so many rows: as many as there are registers for. */
 #define FITS(rows, side, n_digits) ((rows) * (side) * (n_digits) <= ACCUMULATORS)
-#define ROWS_TOGETHER(n_digits) (FITS(4, 1, n_digits) ? 4u : FITS(2, 1, n_digits) ? 2u : 1u)
 #define SIDE_BY_SIDE(rows, n_digits)                                                               \
     (LANES <= 8 && FITS(rows, 4, n_digits) ? 4u : FITS(rows, 2, n_digits) ? 2u : 1u)
 

@@ -261,7 +261,7 @@ KIVI_INLINE void sum_floats(const struct kivi_layout *l, const float *const *p, 
     store_biases(&f, bias, rows);
     for (c = group * size; c + side * LANES <= end; c += side * LANES)
         sum_vectors(&f, l, blocks, n_tokens, c, &next, out, rows, side, bits);
-    if (c < end) /* 16 channels */
+    if (side * LANES > 16 && c < end)
         sum_vectors(&f, l, blocks, n_tokens, c, &next, out, rows, VECTORS, bits);
 }
 
@@ -287,46 +287,35 @@ typedef void sum_float_loop(const struct kivi_layout *l, const float *const *p, 
         sum_floats(l, p, blocks, n_tokens, group, ahead, out, rows, bits);                         \
     }
 
-FLOAT_LOOPS(1, 2)
-FLOAT_LOOPS(2, 2)
-FLOAT_LOOPS(4, 2)
-FLOAT_LOOPS(1, 4)
-FLOAT_LOOPS(2, 4)
-FLOAT_LOOPS(4, 4)
-FLOAT_LOOPS(1, 8)
-FLOAT_LOOPS(2, 8)
-FLOAT_LOOPS(4, 8)
+#define FLOAT_ROWS(bits)                                                                           \
+    FLOAT_LOOPS(1, bits)                                                                           \
+    FLOAT_LOOPS(2, bits)                                                                           \
+    FLOAT_LOOPS(3, bits)                                                                           \
+    FLOAT_LOOPS(4, bits)
 
-/* [bits / 4][rows / 2] */
-static score_float_loop *const score_float_loops[3][3] = {
-    {score_floats_1_2, score_floats_2_2, score_floats_4_2},
-    {score_floats_1_4, score_floats_2_4, score_floats_4_4},
-    {score_floats_1_8, score_floats_2_8, score_floats_4_8},
+FLOAT_ROWS(2)
+FLOAT_ROWS(4)
+FLOAT_ROWS(8)
+
+/* [bits / 4][rows - 1] */
+static score_float_loop *const score_float_loops[3][MAX_ROWS] = {
+    {score_floats_1_2, score_floats_2_2, score_floats_3_2, score_floats_4_2},
+    {score_floats_1_4, score_floats_2_4, score_floats_3_4, score_floats_4_4},
+    {score_floats_1_8, score_floats_2_8, score_floats_3_8, score_floats_4_8},
 };
-static sum_float_loop *const sum_float_loops[3][3] = {
-    {sum_floats_1_2, sum_floats_2_2, sum_floats_4_2},
-    {sum_floats_1_4, sum_floats_2_4, sum_floats_4_4},
-    {sum_floats_1_8, sum_floats_2_8, sum_floats_4_8},
+static sum_float_loop *const sum_float_loops[3][MAX_ROWS] = {
+    {sum_floats_1_2, sum_floats_2_2, sum_floats_3_2, sum_floats_4_2},
+    {sum_floats_1_4, sum_floats_2_4, sum_floats_3_4, sum_floats_4_4},
+    {sum_floats_1_8, sum_floats_2_8, sum_floats_3_8, sum_floats_4_8},
 };
 
-/* How many of n rows go together. */
-KIVI_INLINE uint32_t float_rows(uint32_t n)
-{
-    return n >= 4 ? 4 : n >= 2 ? 2 : 1;
-}
-
-/* Scores of all blocks for n rows. What is read after them is asked for from `ahead` on; if nothing is left to be,
- * `ahead` is the blocks. */
+/* Scores of all blocks for n rows, at most MAX_ROWS. What is read after them is asked for from `ahead` on; if nothing
+ * is left to be, `ahead` is the blocks. */
 static void score_in_floats(const struct kivi_layout *l, const float *const *q, uint32_t n,
                             const char *blocks, uint32_t n_blocks, uintptr_t ahead,
                             float *const *scores)
 {
-    uint32_t r, rows;
-
-    for (r = 0; r < n; r += rows, ahead = (uintptr_t)blocks) {
-        rows = float_rows(n - r);
-        score_float_loops[l->bits / 4][rows / 2](l, q + r, blocks, n_blocks, ahead, scores + r);
-    }
+    score_float_loops[l->bits / 4][n - 1](l, q, blocks, n_blocks, ahead, scores);
 }
 
 /* Adds a group of values to n rows, likewise. */
@@ -334,13 +323,7 @@ static void sum_in_floats(const struct kivi_layout *l, const float *const *p, ui
                           const char *blocks, uint32_t n_tokens, uint32_t group, uintptr_t ahead,
                           float *out)
 {
-    uint32_t r, rows;
-
-    for (r = 0; r < n; r += rows, ahead = (uintptr_t)blocks) {
-        rows = float_rows(n - r);
-        sum_float_loops[l->bits / 4][rows / 2](l, p + r, blocks, n_tokens, group, ahead,
-                                               out + (size_t)r * l->dim_pad);
-    }
+    sum_float_loops[l->bits / 4][n - 1](l, p, blocks, n_tokens, group, ahead, out);
 }
 
 #endif

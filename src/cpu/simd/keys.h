@@ -67,8 +67,8 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
 
 /* Adds the outlier channels of `side` vectors of tokens. */
 KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_batch *b,
-                              uint32_t block, uint32_t row, const uint32_t *codes, uint32_t rows,
-                              uint32_t side, uint32_t bits)
+                              uint32_t block, const uint32_t *codes, uint32_t rows, uint32_t side,
+                              uint32_t bits)
 {
     uint32_t k, r, v;
 
@@ -83,16 +83,16 @@ KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_bat
             KIVI_UNROLL
             for (r = 0; r < rows; r++)
                 total[v][r] =
-                    vf_fma(vf_of(code), vf_set(b->outlier_product[block][row + r][k]), total[v][r]);
+                    vf_fma(vf_of(code), vf_set(b->outlier_product[block][r][k]), total[v][r]);
         }
     }
 }
 
-/* Scores of a tile for rows from `row` on, `at` tokens into the caller's. The last three are constants. */
+/* Scores of a tile for all rows, `at` tokens into the caller's. The last three are constants. */
 KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes, uint32_t n_sets,
                                 uint32_t rest, uintptr_t *ahead, const struct operands *o,
-                                uint32_t block, uint32_t row, float *const *scores, size_t at,
-                                uint32_t rows, uint32_t n_digits, uint32_t bits)
+                                uint32_t block, float *const *scores, size_t at, uint32_t rows,
+                                uint32_t n_digits, uint32_t bits)
 {
     const uint32_t side = SIDE_BY_SIDE(rows, n_digits);
     uint32_t token, s, r, v;
@@ -105,14 +105,14 @@ KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes
         for (r = 0; r < rows; r++) {
             KIVI_UNROLL
             for (v = 0; v < side; v++)
-                total[v][r] = vf_set(b->bias[block][row + r]);
+                total[v][r] = vf_set(b->bias[block][r]);
         }
         for (s = 0; s < n_sets; s++, word += SET * bits / 32 * KIVI_TILE)
             add_set(total, word, 4, ahead, o, s, rows, side, n_digits, bits);
         if (rest > 0) /* less than 4 */
             add_set(total, word, rest % 4, ahead, o, s, rows, side, n_digits, bits);
         if (n_digits == 1 && b->n_outliers > 0)
-            add_outliers(total, b, block, row, codes + token, rows, side, bits);
+            add_outliers(total, b, block, codes + token, rows, side, bits);
         KIVI_UNROLL
         for (r = 0; r < rows; r++) {
             KIVI_UNROLL
@@ -122,10 +122,10 @@ KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes
     }
 }
 
-/* Scores of all blocks for rows from `row` on. The last three are constants. What the loops need is copied: stores
+/* Scores of all blocks for all rows. The last three are constants. What the loops need is copied: stores
  * of vectors might be to anything, for all that compilers know. */
-KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, size_t ld,
-                             uint32_t rows, uint32_t n_digits, uint32_t bits)
+KIVI_INLINE void score_codes(struct key_batch *b, float *scores, size_t ld, uint32_t rows,
+                             uint32_t n_digits, uint32_t bits)
 {
     const struct kivi_layout *l = b->l;
     const uint32_t n_sets = l->dim_pad / SET, rest = l->dim_pad % SET / 16, n_blocks = b->n_blocks;
@@ -133,8 +133,8 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
     const size_t rest_words = l->block_bytes / sizeof(uint32_t) - tokens / KIVI_TILE * tile_words;
     const uint32_t *codes = (const uint32_t *)(const void *)b->blocks;
     const uint32_t width = b->width;
-    struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
-                         b->steps[row], sizeof b->steps[0] / sizeof(float)};
+    struct operands o = {b->digits[0][0], sizeof b->digits[0], sizeof b->digits[0][0], b->steps[0],
+                         sizeof b->steps[0] / sizeof(float)};
     uintptr_t ahead = b->ahead;
     float *to[MAX_ROWS];
     size_t at = 0, end = 0;
@@ -142,18 +142,17 @@ KIVI_INLINE void score_codes(struct key_batch *b, uint32_t row, float *scores, s
 
     KIVI_UNROLL
     for (r = 0; r < rows; r++)
-        to[r] = scores + b->row[row + r] * ld;
+        to[r] = scores + b->row[r] * ld;
     for (i = 0; i < n_blocks; i++) {
         for (end += tokens; at < end; at += KIVI_TILE, codes += tile_words)
-            score_key_tile(b, codes, n_sets, rest, &ahead, &o, i, row, to, at, rows, n_digits,
-                           bits);
+            score_key_tile(b, codes, n_sets, rest, &ahead, &o, i, to, at, rows, n_digits, bits);
         codes += rest_words;
         o.digits += width;
     }
     b->ahead = (uintptr_t)b->blocks;
 }
 
-typedef void score_loop(struct key_batch *b, uint32_t row, float *scores, size_t ld);
+typedef void score_loop(struct key_batch *b, float *scores, size_t ld);
 
 /* ------------------------------------------------------------------ folding */
 
@@ -357,11 +356,11 @@ KIVI_INLINE void fold_queries(struct key_batch *b, uint32_t n_rows, uint32_t n_d
 /* Scores of n of the caller's rows, without those for which so many digits are too few. Leaves these in `rows`, and
  * returns their number. The last two are constants. */
 KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
-                                   float *scores, size_t ld, score_loop *of_4, score_loop *of_2,
-                                   score_loop *of_1, uint32_t n_digits, uint32_t bits)
+                                   float *scores, size_t ld, score_loop *const *loops,
+                                   uint32_t n_digits, uint32_t bits)
 {
     float places[STEPS];
-    uint32_t i, k, r = 0, n_left = 0;
+    uint32_t i, k, n_left = 0;
 
     find_places(places, bits, 1);
     b->n_rows = 0;
@@ -383,33 +382,31 @@ KIVI_INLINE uint32_t score_queries(struct key_batch *b, const float *q, uint32_t
         fold_queries(b, 1, n_digits, bits);
     else
         fold_queries(b, b->n_rows, n_digits, bits);
-    for (; ROWS_TOGETHER(n_digits) >= 4 && r + 4 <= b->n_rows; r += 4)
-        of_4(b, r, scores, ld);
-    for (; ROWS_TOGETHER(n_digits) >= 2 && r + 2 <= b->n_rows; r += 2)
-        of_2(b, r, scores, ld);
-    for (; r < b->n_rows; r++)
-        of_1(b, r, scores, ld);
+    loops[b->n_rows - 1](b, scores, ld);
     return n_left;
 }
 
 #define SCORE_LOOP(rows, n_digits, bits)                                                           \
-    KIVI_APART void score_##rows##_##n_digits##_##bits(struct key_batch *b, uint32_t row,          \
-                                                       float *scores, size_t ld)                   \
+    KIVI_APART void score_##rows##_##n_digits##_##bits(struct key_batch *b, float *scores,         \
+                                                       size_t ld)                                  \
     {                                                                                              \
-        if (n_digits <= MOST_DIGITS(bits) && ROWS_TOGETHER(n_digits) >= rows)                      \
-            score_codes(b, row, scores, ld, rows, n_digits, bits);                                 \
+        if (n_digits <= MOST_DIGITS(bits))                                                         \
+            score_codes(b, scores, ld, rows, n_digits, bits);                                      \
     }
 
 #define SCORE_ROWS(n_digits, bits)                                                                 \
     SCORE_LOOP(1, n_digits, bits)                                                                  \
     SCORE_LOOP(2, n_digits, bits)                                                                  \
+    SCORE_LOOP(3, n_digits, bits)                                                                  \
     SCORE_LOOP(4, n_digits, bits)                                                                  \
     KIVI_APART uint32_t score_##n_digits##_##bits(                                                 \
         struct key_batch *b, const float *q, uint32_t *rows, uint32_t n, float *scores, size_t ld) \
     {                                                                                              \
-        return score_queries(b, q, rows, n, scores, ld, score_4_##n_digits##_##bits,               \
-                             score_2_##n_digits##_##bits, score_1_##n_digits##_##bits, n_digits,   \
-                             bits);                                                                \
+        static score_loop *const loops[MAX_ROWS] = {                                               \
+            score_1_##n_digits##_##bits, score_2_##n_digits##_##bits, score_3_##n_digits##_##bits, \
+            score_4_##n_digits##_##bits};                                                          \
+                                                                                                   \
+        return score_queries(b, q, rows, n, scores, ld, loops, n_digits, bits);                    \
     }
 
 SCORE_ROWS(1, 2)

@@ -3,7 +3,8 @@
  * vocabulary. The vocabulary is all that differs between instruction sets:
  *
  *   LANES            lanes of 32 bits in a vector: 4, 8 or 16
- *   ACCUMULATORS     sums of dot products (VD) that registers have room for, beside codes and digits
+ *   ACCUMULATORS     sums of dot products (VD) that registers have room for, beside codes and digits: as many at least
+ *                    as MAX_ROWS have
  *   PAGES_AHEAD      how many bytes before f16 rows are read their pages are touched (rows.h); may be missing
  *   VI, VF, VM       integers, floats, and the result of a comparison
  *   vi_*, vf_*, vm_* operations on them, lane by lane unless their comment says otherwise

@@ -50,14 +50,13 @@ KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, siz
     }
 }
 
-/* Adds the codes of `side` vectors of channels, weighted, to rows from `row` on. side and the last three are
- * constants. */
+/* Adds the codes of `side` vectors of channels, weighted, to all rows. side and the last three are constants. */
 KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint32_t side,
-                             uintptr_t *ahead, float *out, uint32_t row, uint32_t rows,
-                             uint32_t n_digits, uint32_t bits)
+                             uintptr_t *ahead, float *out, uint32_t rows, uint32_t n_digits,
+                             uint32_t bits)
 {
-    struct operands o = {b->digits[row][0], sizeof b->digits[0], sizeof b->digits[0][0],
-                         b->steps[row][0], UNITS * STEPS};
+    struct operands o = {b->digits[0][0], sizeof b->digits[0], sizeof b->digits[0][0],
+                         b->steps[0][0], UNITS * STEPS};
     const size_t stride = b->l->dim_pad, half = WORDS(bits) * stride;
     const size_t block = b->l->block_bytes / sizeof(uint32_t);
     const uint32_t *words = (const uint32_t *)(const void *)b->blocks + channel;
@@ -69,7 +68,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
     for (r = 0; r < rows; r++) {
         KIVI_UNROLL
         for (v = 0; v < side; v++)
-            total[v][r] = vf_add(vf_load(out + r * stride + v * LANES), vf_set(b->bias[row + r]));
+            total[v][r] = vf_add(vf_load(out + r * stride + v * LANES), vf_set(b->bias[r]));
     }
     while (left > 0) {
         const uint32_t n = left < BLOCKS_OF_UNIT ? left : BLOCKS_OF_UNIT;
@@ -101,8 +100,8 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
 }
 
 /* The same for all channels of the group. */
-KIVI_INLINE void sum_codes(struct value_batch *b, uint32_t row, float *out, uint32_t rows,
-                           uint32_t n_digits, uint32_t bits)
+KIVI_INLINE void sum_codes(struct value_batch *b, float *out, uint32_t rows, uint32_t n_digits,
+                           uint32_t bits)
 {
     const uint32_t side = SIDE_BY_SIDE(rows, n_digits);
     const uint32_t size = b->l->group_size, dim = b->l->dim_pad;
@@ -111,13 +110,13 @@ KIVI_INLINE void sum_codes(struct value_batch *b, uint32_t row, float *out, uint
     uint32_t c;
 
     for (c = b->group * size; c + side * LANES <= end; c += side * LANES)
-        sum_columns(b, c, side, &ahead, out, row, rows, n_digits, bits);
+        sum_columns(b, c, side, &ahead, out, rows, n_digits, bits);
     if (side * LANES > 16 && c < end)
-        sum_columns(b, c, VECTORS, &ahead, out, row, rows, n_digits, bits);
+        sum_columns(b, c, VECTORS, &ahead, out, rows, n_digits, bits);
     b->ahead = (uintptr_t)b->blocks;
 }
 
-typedef void sum_loop(struct value_batch *b, uint32_t row, float *out);
+typedef void sum_loop(struct value_batch *b, float *out);
 
 /* ------------------------------------------------------------------ folding */
 
@@ -230,43 +229,38 @@ KIVI_INLINE int fold_group(struct value_batch *b, const float *p, size_t ld, uin
 
 /* Adds the batch to its rows, unless digits are too few: then returns 0. The last two are constants. */
 KIVI_INLINE int sum_weights(struct value_batch *b, const float *p, size_t ld, float *out,
-                            sum_loop *of_4, sum_loop *of_2, sum_loop *of_1, uint32_t n_digits,
-                            uint32_t bits)
+                            sum_loop *const *loops, uint32_t n_digits, uint32_t bits)
 {
-    const size_t stride = b->l->dim_pad;
     const int is_skewed = b->n_rows == 1 /* whose sums compilers then keep in registers */
                               ? fold_group(b, p, ld, 1, n_digits, bits)
                               : fold_group(b, p, ld, b->n_rows, n_digits, bits);
-    uint32_t r = 0;
 
     if (is_skewed)
         return 0;
-    for (; ROWS_TOGETHER(n_digits) >= 4 && r + 4 <= b->n_rows; r += 4)
-        of_4(b, r, out + r * stride);
-    for (; ROWS_TOGETHER(n_digits) >= 2 && r + 2 <= b->n_rows; r += 2)
-        of_2(b, r, out + r * stride);
-    for (; r < b->n_rows; r++)
-        of_1(b, r, out + r * stride);
+    loops[b->n_rows - 1](b, out);
     return 1;
 }
 
 #define SUM_LOOP(rows, n_digits, bits)                                                             \
-    KIVI_APART void sum_##rows##_##n_digits##_##bits(struct value_batch *b, uint32_t row,          \
-                                                     float *out)                                   \
+    KIVI_APART void sum_##rows##_##n_digits##_##bits(struct value_batch *b, float *out)            \
     {                                                                                              \
-        if (n_digits <= MOST_DIGITS(bits) && ROWS_TOGETHER(n_digits) >= rows)                      \
-            sum_codes(b, row, out, rows, n_digits, bits);                                          \
+        if (n_digits <= MOST_DIGITS(bits))                                                         \
+            sum_codes(b, out, rows, n_digits, bits);                                               \
     }
 
 #define SUM_ROWS(n_digits, bits)                                                                   \
     SUM_LOOP(1, n_digits, bits)                                                                    \
     SUM_LOOP(2, n_digits, bits)                                                                    \
+    SUM_LOOP(3, n_digits, bits)                                                                    \
     SUM_LOOP(4, n_digits, bits)                                                                    \
     KIVI_APART int sum_##n_digits##_##bits(struct value_batch *b, const float *p, size_t ld,       \
                                            float *out)                                             \
     {                                                                                              \
-        return sum_weights(b, p, ld, out, sum_4_##n_digits##_##bits, sum_2_##n_digits##_##bits,    \
-                           sum_1_##n_digits##_##bits, n_digits, bits);                             \
+        static sum_loop *const loops[MAX_ROWS] = {                                                 \
+            sum_1_##n_digits##_##bits, sum_2_##n_digits##_##bits, sum_3_##n_digits##_##bits,       \
+            sum_4_##n_digits##_##bits};                                                            \
+                                                                                                   \
+        return sum_weights(b, p, ld, out, loops, n_digits, bits);                                  \
     }
 
 SUM_ROWS(1, 2)
