@@ -60,6 +60,6 @@ int cuda_decode_run(struct bench *bench, const struct scenario *scenario);
 int cuda_append_run(struct bench *bench, const struct scenario *scenario);
 
 /* Draws the decode rows with two or more contexts. */
-int plot_write(const char *path, const struct machine *machine, const struct row *rows, size_t n);
+int plot_write(const char *path, const struct report *report);
 
 #endif

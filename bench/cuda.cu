@@ -80,8 +80,8 @@ struct timer {
     }
 };
 
-/* The median over rounds, in seconds; with `graph`, of a replay. */
-int time_work(work *w, cudaStream_t stream, bool in_graph, double *seconds)
+/* The median over rounds, in seconds; with `in_graph`, of a replay. `least` may be NULL. */
+int time_work(work *w, cudaStream_t stream, bool in_graph, double *seconds, double *least = NULL)
 {
     cudaGraph_t graph = NULL;
     cudaGraphExec_t exec = NULL;
@@ -112,6 +112,8 @@ int time_work(work *w, cudaStream_t stream, bool in_graph, double *seconds)
             samples[i] = ms * 1e-3;
     }
     *seconds = median(samples, ROUNDS);
+    if (least)
+        *least = minimum(samples, ROUNDS);
     if (in_graph) {
         OK(cudaGraphExecDestroy(exec));
         OK(cudaGraphDestroy(graph));
@@ -338,6 +340,22 @@ void set_new(steps *w, uint64_t n)
 
 /* -------------------------------------------------------------------- rows */
 
+/* Adds what all rows say, and reports the row. */
+int report(const struct gpu *g, struct row *row, const struct shape &shape, struct cache_type type,
+           uint32_t n_layers, uint64_t bytes, uint64_t footprint)
+{
+    row->shape = shape;
+    type_name(type, row->cache, sizeof row->cache);
+    row->layers = n_layers;
+    row->rounds = ROUNDS;
+    row->bytes = bytes;
+    row->footprint = footprint;
+    if (report_row(&g->bench->report, row))
+        return 1;
+    fprintf(stderr, "kivi-bench: out of memory\n");
+    return 0;
+}
+
 int decode_row(const struct gpu *g, const uint32_t at[4], struct cache_type type,
                kivi_precision precision)
 {
@@ -345,8 +363,7 @@ int decode_row(const struct gpu *g, const uint32_t at[4], struct cache_type type
     const struct shape s = {at[1], at[2], sc->k_dim, sc->v_dim, sc->group};
     const uint64_t bytes = sequence_bytes(&s, type, at[3]) * at[0];
     const uint64_t wanted = (8 * (uint64_t)g->l2 + bytes - 1) / bytes;
-    double graph, queued, append, reading;
-    char name[16], shape[40];
+    struct row row = {};
     device_arrays arrays;
     static steps w;
 
@@ -355,26 +372,29 @@ int decode_row(const struct gpu *g, const uint32_t at[4], struct cache_type type
     if (!make_arrays(g, &s, w.batch, &arrays) || !fill(&w, &s, type, at[3], &arrays))
         return 0;
     w.attention.precision = precision;
-    if (!time_work(&w, g->stream, false, &queued) || !time_work(&w, g->stream, true, &graph))
+    if (!time_work(&w, g->stream, false, &row.queued)
+        || !time_work(&w, g->stream, true, &row.median, &row.min))
         return 0;
     set_new(&w, 1);
-    if (!w.run(g->stream) || !time_work(&w, g->stream, true, &append)) /* first, pages are taken */
+    if (!w.run(g->stream) /* first, pages are taken */
+        || !time_work(&w, g->stream, true, &row.with_append))
         return 0;
     kivi_cache_destroy(w.cache);
     free_arrays(&arrays);
-    if (!time_reading(bytes, w.n_layers, g->multiprocessors, g->stream, &reading))
+    if (!time_reading(bytes, w.n_layers, g->multiprocessors, g->stream, &row.reading))
         return 0;
-    graph /= w.n_layers;
-    queued /= w.n_layers;
-    append /= w.n_layers;
-    type_name(type, name, sizeof name);
-    snprintf(shape, sizeof shape, "%u, %u, %u, %u", at[0], at[1], at[2], at[3]);
-    printf("%-20s %-5s %-9s %6u %8.2f %8.1f %8.1f %8.1f %8.1f %7.0f %6.2f\n", shape, name,
-           precision == KIVI_STANDARD ? "standard" : "precise", w.n_layers, (double)bytes * 1e-6,
-           reading * 1e6, graph * 1e6, queued * 1e6, append * 1e6, (double)bytes / graph * 1e-9,
-           reading / graph);
-    fflush(stdout);
-    return 1;
+    row.command = "decode";
+    row.backend = "cuda";
+    row.precision = precision == KIVI_STANDARD ? "standard" : "precise";
+    row.batch = at[0];
+    row.queries = 1;
+    row.context = at[3];
+    row.median /= w.n_layers;
+    row.min /= w.n_layers;
+    row.queued /= w.n_layers;
+    row.with_append /= w.n_layers;
+    row.of_read = row.reading / row.median;
+    return report(g, &row, s, type, w.n_layers, bytes, w.n_layers * bytes);
 }
 
 int decode_rows(const struct gpu *g, const uint32_t at[4])
@@ -398,9 +418,8 @@ int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, d
     const uint64_t input = tokens * kv_heads * (s.k_dim + s.v_dim) * 2;
     const uint64_t bytes = input + sequence_bytes(&s, type, tokens);
     device_arrays arrays;
+    struct row row = {};
     static steps w;
-    double seconds;
-    char name[16];
 
     w.batch = 1;
     w.n_layers = (uint32_t)(8 * g->l2 / input + 1);
@@ -441,25 +460,30 @@ int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, d
             OK(cudaMemcpy(spread.v + i * spread.v_bytes, arrays.v, spread.v_bytes,
                           cudaMemcpyDeviceToDevice));
         }
-        if (!time_work(&spread, g->stream, true, &seconds))
+        if (!time_work(&spread, g->stream, true, &row.median, &row.min))
             return 0;
         OK(cudaFree(spread.k));
         OK(cudaFree(spread.v));
     }
     kivi_cache_destroy(w.cache);
     free_arrays(&arrays);
-    seconds /= w.n_layers;
-    type_name(type, name, sizeof name);
-    printf("%8u %-5s %8llu %8.1f %7.0f %6.2f\n", kv_heads, name, (unsigned long long)tokens,
-           seconds * 1e6, (double)bytes / seconds * 1e-9, (double)bytes / seconds / bandwidth);
-    fflush(stdout);
-    return 1;
+    row.command = "append";
+    row.backend = "cuda";
+    row.precision = "";
+    row.batch = 1;
+    row.tokens = (uint32_t)tokens;
+    row.appends = 1;
+    row.median /= w.n_layers;
+    row.min /= w.n_layers;
+    row.of_read = (double)bytes / row.median / bandwidth;
+    return report(g, &row, s, type, w.n_layers, bytes, w.n_layers * input);
 }
 
 int open_gpu(struct gpu *g, struct bench *bench, const struct scenario *scenario)
 {
     struct cudaDeviceProp properties;
     double seconds = 1;
+    char text[320];
 
     g->bench = bench;
     g->scenario = scenario;
@@ -471,8 +495,10 @@ int open_gpu(struct gpu *g, struct bench *bench, const struct scenario *scenario
     for (int i = 0; i < 12; i++)
         if (!time_reading((size_t)1 << 30, 2, g->multiprocessors, g->stream, &seconds))
             return 0;
-    printf("\nGPU       %s, %d multiprocessors, L2 %zu MB, reads %.0f GB/s\n", properties.name,
-           g->multiprocessors, g->l2 >> 20, (double)((size_t)1 << 30) / seconds * 1e-9);
+    snprintf(text, sizeof text, "%s, %d multiprocessors, L2 %zu MB, reads %.0f GB/s",
+             properties.name, g->multiprocessors, g->l2 >> 20,
+             (double)((size_t)1 << 30) / seconds * 1e-9);
+    report_gpu(&bench->report, text);
     return 1;
 }
 
@@ -481,15 +507,16 @@ int open_gpu(struct gpu *g, struct bench *bench, const struct scenario *scenario
 extern "C" int cuda_decode_run(struct bench *bench, const struct scenario *s)
 {
     struct gpu g;
+    char text[400];
 
     if (!open_gpu(&g, bench, s))
         return 0;
-    printf("decode: dimension %u/%u, group %u; attention of one query a sequence, f16; us of a call "
-           "for one layer,\nin a graph of all layers (graph), queued one by one (queued), in a graph "
-           "with the token's append (append);\nreading: a kernel that reads as many bytes\n"
-           "%-20s %-5s %-9s %6s %8s %8s %8s %8s %8s %7s %6s\n",
-           s->k_dim, s->v_dim, s->group, "batch, q, kv, tokens", "cache", "precision", "layers", "MB",
-           "reading", "graph", "queued", "append", "GB/s", "ratio");
+    snprintf(text, sizeof text,
+             "decode: dimension %u/%u, group %u; attention of one query a sequence, f16; us of a "
+             "call for one layer,\nin a graph of all layers (graph), queued one by one (queued), in "
+             "a graph with the token's append (append);\nreading: a kernel that reads as many bytes",
+             s->k_dim, s->v_dim, s->group);
+    report_heading(&bench->report, text);
     if (!s->has_shape) {
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             if (!decode_rows(&g, shapes[i]))
@@ -510,12 +537,15 @@ extern "C" int cuda_append_run(struct bench *bench, const struct scenario *s)
 {
     struct gpu g;
     double bandwidth;
+    char text[200];
 
     if (!open_gpu(&g, bench, s) || !copy_bandwidth(g.stream, &bandwidth))
         return 0;
-    printf("append: f16 input; bytes are those of the input and of what is stored. Copying on the "
-           "device: %.0f GB/s read and written\n%8s %-5s %8s %8s %7s %6s\n",
-           bandwidth * 1e-9, "kv heads", "cache", "tokens", "us", "GB/s", "ratio");
+    snprintf(text, sizeof text,
+             "append: f16 input; bytes are those of the input and of what is stored. Copying on the "
+             "device: %.0f GB/s read and written",
+             bandwidth * 1e-9);
+    report_heading(&bench->report, text);
     for (size_t i = 0; i < s->kv_heads.n; i++)
         for (size_t j = 0; j < s->types.n; j++)
             if (!append_row(&g, s->kv_heads.at[i], s->types.at[j], bandwidth))

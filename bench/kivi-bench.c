@@ -166,8 +166,7 @@ int main(int argc, char **argv)
     else if (run_backends(&bench, &options))
         status = 0;
     report_end(&bench.report);
-    if (status == 0 && options.settings.plot
-        && !plot_write(options.settings.plot, &machine, bench.report.rows, bench.report.n_rows))
+    if (status == 0 && options.settings.plot && !plot_write(options.settings.plot, &bench.report))
         status = 1;
     reader_close(&bench.reader);
     free(bench.report.rows);

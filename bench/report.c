@@ -47,6 +47,13 @@ void report_backend(struct report *r, const char *name, const char *description)
         printf("\nbackend   %s: %s\n", name, description);
 }
 
+void report_gpu(struct report *r, const char *description)
+{
+    snprintf(r->gpu, sizeof r->gpu, "%s", description);
+    if (!r->settings->json)
+        printf("\nGPU       %s\n", description);
+}
+
 void report_heading(struct report *r, const char *heading)
 {
     r->last_command = NULL;
@@ -71,8 +78,42 @@ static int has_context(const struct row *row)
     return is_command(row, "decode") || is_command(row, "save");
 }
 
+/* A GPU has tables of its own: threads are not the host's. */
+static void print_gpu_columns(const struct row *w)
+{
+    if (has_context(w))
+        printf("%-20s %-5s %-9s %6s %8s %8s %8s %8s %8s %7s %7s\n", "batch, q, kv, tokens", "cache",
+               "precision", "layers", "MB", "reading", "graph", "queued", "append", "GB/s",
+               "of read");
+    else
+        printf("%8s %-5s %8s %8s %7s %7s\n", "kv heads", "cache", "tokens", "us", "GB/s",
+               "of copy");
+}
+
+static void print_gpu_row(const struct row *w)
+{
+    const double rate = (double)w->bytes / w->median * 1e-9;
+    char shape[48];
+
+    if (has_context(w)) {
+        snprintf(shape, sizeof shape, "%u, %u, %u, %llu", w->batch, w->shape.q_heads,
+                 w->shape.kv_heads, (unsigned long long)w->context);
+        printf("%-20s %-5s %-9s %6u %8.2f %8.1f %8.1f %8.1f %8.1f %7.0f %7.2f\n", shape, w->cache,
+               w->precision, w->layers, (double)w->bytes * 1e-6, w->reading * 1e6, w->median * 1e6,
+               w->queued * 1e6, w->with_append * 1e6, rate, w->of_read);
+    } else {
+        printf("%8u %-5s %8u %8.1f %7.0f %7.2f\n", w->shape.kv_heads, w->cache, w->tokens,
+               w->median * 1e6, rate, w->of_read);
+    }
+    fflush(stdout);
+}
+
 static void print_columns(const struct row *w)
 {
+    if (w->batch > 0) {
+        print_gpu_columns(w);
+        return;
+    }
     if (is_command(w, "bandwidth")) {
         printf("%7s %11s %11s %9s %7s %10s\n", "threads", "median us", "min us", "MB", "GB/s",
                "best GB/s");
@@ -106,14 +147,18 @@ static void print_times_and_bytes(const struct row *w)
 
 static void print_row(const struct row *w)
 {
+    if (w->batch > 0) {
+        print_gpu_row(w);
+        return;
+    }
     if (is_command(w, "bandwidth")) {
         printf("%7u", w->threads);
         print_times_and_bytes(w);
         print_number(10, 2, (double)w->bytes / w->min * 1e-9);
     } else {
         printf("%8llu %7u  %-5s %-9s",
-               (unsigned long long)(has_context(w) ? w->context : w->tokens), w->threads,
-               w->cache, w->precision);
+               (unsigned long long)(has_context(w) ? w->context : w->tokens), w->threads, w->cache,
+               w->precision);
         print_times_and_bytes(w);
         if (is_command(w, "prefill"))
             print_number(10, 1, w->operations / w->median * 1e-9);
@@ -196,6 +241,10 @@ static void json_row(const struct row *w, const char *end)
     printf("\"in_cache\": %s, \"appends\": %s, \"host_threads\": %s, ",
            w->in_cache ? "true" : "false", w->appends ? "true" : "false",
            w->host_threads ? "true" : "false");
+    if (w->batch > 0)
+        printf("\"batch\": %u, \"layers\": %u, \"reading_s\": %.9g, \"queued_s\": %.9g, "
+               "\"with_append_s\": %.9g, ",
+               w->batch, w->layers, w->reading, w->queued, w->with_append);
     printf("\"rounds\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"bytes\": %llu, ", w->rounds,
            w->median, w->min, (unsigned long long)w->bytes);
     printf("\"footprint\": %llu, \"gb_per_s\": %.6g, \"operations\": %.9g, ",
@@ -213,6 +262,8 @@ void report_end(struct report *r)
     json_string("version", kivi_version(), ", ");
     json_string("data", r->settings->gauss ? "gauss" : "outlier", ",\n");
     json_machine(r->machine);
+    if (r->gpu[0] != '\0')
+        json_string("gpu", r->gpu, ",\n");
     printf("\"rows\": [\n");
     for (i = 0; i < r->n_rows; i++)
         json_row(&r->rows[i], i + 1 < r->n_rows ? "," : "");

@@ -54,8 +54,8 @@ static int is_plotted(const struct row *row)
 
 static int same_panel(const struct row *a, const struct row *b)
 {
-    return a->threads == b->threads && a->queries == b->queries && a->appends == b->appends
-           && strcmp(a->backend, b->backend) == 0
+    return a->threads == b->threads && a->batch == b->batch && a->queries == b->queries
+           && a->appends == b->appends && strcmp(a->backend, b->backend) == 0
            && memcmp(&a->shape, &b->shape, sizeof a->shape) == 0;
 }
 
@@ -97,7 +97,7 @@ static void add_row(struct plot *plot, const struct row *row)
     if (!series || series->n == POINTS_MAX)
         return;
     point.context = (double)row->context;
-    point.speed = point.context / (row->median * 1e6);
+    point.speed = point.context * (row->batch > 0 ? row->batch : 1) / (row->median * 1e6);
     point.floor = point.speed / row->of_read;
     series->points[series->n++] = point;
     panel->first = fmin(panel->first, point.context);
@@ -223,9 +223,14 @@ static void draw_title(FILE *f, const struct panel *p)
 {
     const struct row *r = p->row;
     char text[160];
-    int at = snprintf(text, sizeof text, "%u query heads, %u kv heads, %u thread%s",
-                      r->shape.q_heads, r->shape.kv_heads, r->threads, r->threads == 1 ? "" : "s");
+    int at = snprintf(text, sizeof text, "%u query heads, %u kv heads, ", r->shape.q_heads,
+                      r->shape.kv_heads);
 
+    if (r->batch > 0)
+        at += snprintf(text + at, sizeof text - (size_t)at, "batch %u", r->batch);
+    else
+        at += snprintf(text + at, sizeof text - (size_t)at, "%u thread%s", r->threads,
+                       r->threads == 1 ? "" : "s");
     if (r->shape.k_dim != 128 || r->shape.v_dim != 128 || r->shape.group != 32)
         at += snprintf(text + at, sizeof text - (size_t)at, ", dimension %u/%u, group %u",
                        r->shape.k_dim, r->shape.v_dim, r->shape.group);
@@ -298,14 +303,14 @@ static void draw_panel(FILE *f, struct panel *p)
     draw_labels(f, p);
 }
 
-static void draw_head(FILE *f, const struct machine *machine)
+static void draw_head(FILE *f, const struct report *report)
 {
     char text[256];
 
     draw_text(f, MARGIN, 28, "start", 17, "#111",
               "Attention of one decode step: speed against context");
-    snprintf(text, sizeof text, "%s, %u cores", machine->cpu, machine->cores);
-    draw_text(f, MARGIN, 46, "start", 12, "#555", text);
+    snprintf(text, sizeof text, "%s, %u cores", report->machine->cpu, report->machine->cores);
+    draw_text(f, MARGIN, 46, "start", 12, "#555", report->gpu[0] != '\0' ? report->gpu : text);
     draw_rule(f, MARGIN, 61, MARGIN + 28, 61, "#333");
     draw_text(f, MARGIN + 34, 65, "start", 12, "#333", "measured, median");
     fprintf(f, "<path d=\"M%d 61h28\" stroke=\"#333\" stroke-dasharray=\"5 4\"/>\n", MARGIN + 180);
@@ -313,7 +318,7 @@ static void draw_head(FILE *f, const struct machine *machine)
               "limit of memory: bytes of the cache / read bandwidth of the same run");
 }
 
-int plot_write(const char *path, const struct machine *machine, const struct row *rows, size_t n)
+int plot_write(const char *path, const struct report *report)
 {
     static struct plot plot;
     FILE *f;
@@ -321,9 +326,9 @@ int plot_write(const char *path, const struct machine *machine, const struct row
     int failed;
 
     plot.n = 0;
-    for (i = 0; i < n; i++) {
-        if (is_plotted(&rows[i]))
-            add_row(&plot, &rows[i]);
+    for (i = 0; i < report->n_rows; i++) {
+        if (is_plotted(&report->rows[i]))
+            add_row(&plot, &report->rows[i]);
     }
     lay_out(&plot);
     if (plot.n == 0) {
@@ -340,7 +345,7 @@ int plot_write(const char *path, const struct machine *machine, const struct row
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %zu %zu\" "
             "font-family=\"sans-serif\">\n<rect width=\"100%%\" height=\"100%%\" fill=\"#fff\"/>\n",
             2 * MARGIN + plot.columns * PANEL_W, HEAD + MARGIN + lines * PANEL_H);
-    draw_head(f, machine);
+    draw_head(f, report);
     for (i = 0; i < plot.n; i++)
         draw_panel(f, &plot.panels[i]);
     fputs("</svg>\n", f);
