@@ -79,7 +79,6 @@ KIVI_INLINE VI vi_sum_unsigned(VI a)
 
 KIVI_INLINE VF vf_zero(void) { return _mm256_setzero_ps(); }
 KIVI_INLINE VF vf_set(float x) { return _mm256_set1_ps(x); }
-KIVI_INLINE VF vf_first(float x) { return _mm256_zextps128_ps256(_mm_set_ss(x)); } /* else 0 */
 KIVI_INLINE VF vf_load(const float *p) { return _mm256_loadu_ps(p); }
 KIVI_INLINE void vf_store(float *p, VF a) { _mm256_storeu_ps(p, a); }
 KIVI_INLINE VF vf_add(VF a, VF b) { return _mm256_add_ps(a, b); }
@@ -193,7 +192,7 @@ KIVI_INLINE VF vf_code(VI words, uint32_t shift, uint32_t bits)
     words = _mm256_xor_si256(words, vi_set(bits == 4 ? (int)0x88888888 : (int)0x80808080));
     if (bits == 4) /* the upper halves of bytes */
         words = vi_and(shift % 8 == 0 ? vi_shift_left(words, 4) : words, vi_set((int)0xf0f0f0f0));
-    {
+    { /* bytes choose bytes; 0x80 is 0 */
         const int top = (int)(shift / 8 << 24 | 0x808080);
         const VI byte = _mm256_setr_epi32(top, top + 0x4000000, top + 0x8000000, top + 0xc000000,
                                           top, top + 0x4000000, top + 0x8000000, top + 0xc000000);

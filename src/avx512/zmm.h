@@ -76,7 +76,6 @@ KIVI_INLINE VI vi_sum_unsigned(VI a)
 
 KIVI_INLINE VF vf_zero(void) { return _mm512_setzero_ps(); }
 KIVI_INLINE VF vf_set(float x) { return _mm512_set1_ps(x); }
-KIVI_INLINE VF vf_first(float x) { return _mm512_zextps128_ps512(_mm_set_ss(x)); } /* else 0 */
 KIVI_INLINE VF vf_load(const float *p) { return _mm512_loadu_ps(p); }
 KIVI_INLINE void vf_store(float *p, VF a) { _mm512_storeu_ps(p, a); }
 KIVI_INLINE VF vf_add(VF a, VF b) { return _mm512_add_ps(a, b); }

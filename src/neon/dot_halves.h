@@ -12,6 +12,7 @@ typedef struct {
     int16x8_t low, high; /* of the halves */
 } VD;
 
+/* Two are coarser than floats, for few instructions less. */
 #define MOST_DIGITS(bits) ((bits) == 2 ? 1u : 0u)
 
 /* A sum takes the products of a place, 128 * 3 each, or 255 * 3 of unsigned digits, and more. */

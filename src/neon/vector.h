@@ -83,7 +83,6 @@ KIVI_INLINE VI vi_sum_unsigned(VI a)
 
 KIVI_INLINE VF vf_zero(void) { return vdupq_n_f32(0); }
 KIVI_INLINE VF vf_set(float x) { return vdupq_n_f32(x); }
-KIVI_INLINE VF vf_first(float x) { return vsetq_lane_f32(x, vdupq_n_f32(0), 0); } /* else 0 */
 KIVI_INLINE VF vf_load(const float *p) { return vld1q_f32(p); }
 KIVI_INLINE void vf_store(float *p, VF a) { vst1q_f32(p, a); }
 KIVI_INLINE VF vf_add(VF a, VF b) { return vaddq_f32(a, b); }

@@ -7,6 +7,7 @@
 
 typedef VI VD;
 
+/* Two are coarser than floats, and from memory seldom faster. */
 #define MOST_DIGITS(bits) ((bits) == 2 ? 1u : 0u)
 
 /* A sum takes the 8 products of a place, 2 * 128 * 3 each, or 2 * 255 * 3 of unsigned digits, and more. */

@@ -9,7 +9,9 @@
 #define UNIT_TOKENS (MAX_SETS * SET)
 #define BLOCKS_OF_UNIT (UNIT_TOKENS / KIVI_TILE)
 #define UNITS 2u /* that are folded together */
-#define VALUE_TOKENS (UNITS * UNIT_TOKENS) /* at most MAX_DIM */
+#define VALUE_TOKENS (UNITS * UNIT_TOKENS)
+
+_Static_assert(VALUE_TOKENS <= MAX_DIM, "numbers of floats.h");
 
 /* Weights are not negative. At 2 bits their digits are unsigned, and the codes the signed side of the dot
  * product; two digits can spare the bit. */
