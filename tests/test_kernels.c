@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "core/half.h"
+#include "cpu/quantize.h"
 #include "support/blocks.h"
 #include "support/guard.h"
 #include "support/numbers.h"
@@ -153,7 +154,7 @@ static size_t new_stride(struct rng *rng, uint32_t dim)
 }
 
 static void check_block(const struct kivi_layout *l, const void *got, const void *expected,
-                        const char *table, const char *what, enum rows_fill fill)
+                        const char *table, const char *what, int fill)
 {
     const unsigned char *a = got, *b = expected;
     uint32_t i;
@@ -238,6 +239,110 @@ START_TEST(quantizes_as_the_scalar_table)
             }
         }
     }
+}
+END_TEST
+
+/* f16 numbers by their order; 0 is both zeros. */
+static int order_of(uint16_t half)
+{
+    return half & 0x8000 ? -(half & 0x7fff) : half;
+}
+
+static uint16_t half_at(struct rng *rng, int order)
+{
+    if (order == 0)
+        return rng_one_in(rng, 2) ? 0x8000 : 0;
+    return (uint16_t)(order < 0 ? 0x8000 - order : order);
+}
+
+#define MOST 0x7bff /* the largest finite number */
+
+/* Two finite f16 numbers, of any bits, of one size, or close to each other. */
+static void choose_ends(struct rng *rng, int *least, int *largest)
+{
+    const double size = ldexp(1, (int)rng_below(rng, 36) - 22);
+    int a = (int)rng_below(rng, 2 * MOST + 1) - MOST, b;
+
+    switch (rng_below(rng, 3)) {
+    case 0:
+        b = (int)rng_below(rng, 2 * MOST + 1) - MOST;
+        break;
+    case 1:
+        a = order_of(number_to_f16(rng_normal(rng) * size));
+        b = order_of(number_to_f16(rng_normal(rng) * size));
+        break;
+    default:
+        b = a + (int)rng_below(rng, 4000);
+    }
+    a = a < -MOST ? -MOST : a > MOST ? MOST : a;
+    b = b < -MOST ? -MOST : b > MOST ? MOST : b;
+    *least = a < b ? a : b;
+    *largest = a < b ? b : a;
+}
+
+/* A group's least and largest number, and those at which its codes of 2 bits change, each with its neighbours. */
+static void fill_beside_thresholds(struct rng *rng, uint16_t *group, size_t stride)
+{
+    const size_t turn = rng_below(rng, 32);
+    int least, largest, code, i, n = 2;
+    struct kivi_range range;
+
+    choose_ends(rng, &least, &largest);
+    range = kivi_range_of(kivi_f32_from_f16(half_at(rng, least)),
+                          kivi_f32_from_f16(half_at(rng, largest)), 2);
+    group[turn * stride] = half_at(rng, least);
+    group[(turn + 1) % 32 * stride] = half_at(rng, largest);
+    for (code = 1; code <= 3; code++) {
+        int below = least, at = largest; /* if there is such a code, it begins in (below, at] */
+
+        while (at - below > 1) {
+            const int middle = below + (at - below) / 2;
+
+            if (kivi_code_of(&range, kivi_f32_from_f16(half_at(rng, middle))) >= (uint32_t)code)
+                at = middle;
+            else
+                below = middle;
+        }
+        for (i = -5; i < 5; i++, n++) {
+            const int x = at + i < least ? least : at + i > largest ? largest : at + i;
+
+            group[(turn + (size_t)n) % 32 * stride] = half_at(rng, x);
+        }
+    }
+}
+
+START_TEST(quantizes_beside_thresholds)
+{
+    struct rng rng = {test_seed(4)};
+    const struct kivi_layout k = kivi_layout_keys(2, 128, 32), v = kivi_layout_values(2, 128, 32);
+    const int rounds = test_is_long() ? 20000 : 400;
+    uint16_t *rows = malloc(32 * 128 * sizeof *rows);
+    char *expected = aligned_alloc(64, k.block_bytes), *block = aligned_alloc(64, k.block_bytes);
+    uint32_t g, t;
+    int round, i;
+
+    ck_assert(rows && expected && block && v.block_bytes <= k.block_bytes);
+    for (round = 0; round < rounds; round++) {
+        for (g = 0; g < 128; g++)
+            fill_beside_thresholds(&rng, rows + g, 128);
+        kivi_kernels_scalar.quantize_k(&k, rows, 128, 0, expected);
+        for (i = 0; i < n_tables; i++) {
+            tables[i]->quantize_k(&k, rows, 128, 0, block);
+            check_block(&k, block, expected, tables[i]->name, "quantize_k", -1);
+        }
+        for (t = 0; t < 32; t++) {
+            for (g = 0; g < 4; g++)
+                fill_beside_thresholds(&rng, rows + t * 128 + g * 32, 1);
+        }
+        kivi_kernels_scalar.quantize_v(&v, rows, 128, 0, 32, expected);
+        for (i = 0; i < n_tables; i++) {
+            tables[i]->quantize_v(&v, rows, 128, 0, 32, block);
+            check_block(&v, block, expected, tables[i]->name, "quantize_v", -1);
+        }
+    }
+    free(block);
+    free(expected);
+    free(rows);
 }
 END_TEST
 
@@ -673,6 +778,7 @@ int main(void)
     tcase_add_test(tcase, converts_all_of_16_bits);
     tcase_add_test(tcase, rounds_f32_to_nearest_even);
     tcase_add_loop_test(tcase, quantizes_as_the_scalar_table, 0, LENGTH(all_bits));
+    tcase_add_test(tcase, quantizes_beside_thresholds);
     tcase_add_loop_test(tcase, attends_at_every_dimension, 0, LENGTH(all_bits));
     tcase_add_loop_test(tcase, attends_with_every_number_of_rows_and_blocks, 0, LENGTH(all_bits));
     tcase_add_loop_test(tcase, attends_with_every_fill, 0, LENGTH(all_bits));

@@ -171,6 +171,21 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
     return vf_bits(vi_shift_left(_mm256_cvtepu16_epi32(x), 16));
 }
 
+/* ------------------------------------------------------- f16 numbers in order */
+
+#include "ordered.h"
+
+/* From sixteen floats, rounded to f16. */
+KIVI_INLINE VS vs_of_floats(const VF *a)
+{
+    return vs_order(_mm256_set_m128i(_mm256_cvtps_ph(a[1], _MM_FROUND_TO_NEAREST_INT),
+                                     _mm256_cvtps_ph(a[0], _MM_FROUND_TO_NEAREST_INT)));
+}
+KIVI_INLINE VS vs_narrow(const VI *a)
+{
+    return _mm256_permute4x64_epi64(_mm256_packs_epi32(a[0], a[1]), 0xd8);
+}
+
 /* ------------------------------------------------ what simd/dot_pairs.h needs */
 
 /* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */

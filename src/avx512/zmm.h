@@ -165,6 +165,17 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
     return vf_bits(vi_shift_left(_mm512_cvtepu16_epi32(x), 16));
 }
 
+/* ------------------------------------------------------- f16 numbers in order */
+
+#include "../avx2/ordered.h"
+
+/* From sixteen floats, rounded to f16. */
+KIVI_INLINE VS vs_of_floats(const VF *a)
+{
+    return vs_order(_mm512_cvtps_ph(a[0], _MM_FROUND_TO_NEAREST_INT));
+}
+KIVI_INLINE VS vs_narrow(const VI *a) { return _mm512_cvtepi32_epi16(a[0]); }
+
 /* ------------------------------------------------ what simd/dot_pairs.h needs */
 
 /* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */

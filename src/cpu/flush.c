@@ -9,6 +9,9 @@
 /* Tokens of one head that are staged or quantized by one part at a time. */
 #define SLAB 128u
 
+/* Rows of a head are too far apart for CPUs to see their pattern: those are asked for so many rows before. */
+#define ROWS_AHEAD 8
+
 /* Rows begin .. end - 1 of a head to f16. */
 static void stage_rows(struct kivi_plan *plan, struct kivi_part *part, size_t index, uint64_t begin,
                        uint64_t end, uint32_t head, const kivi_in *in, uint16_t *to, uint32_t dim,
@@ -21,7 +24,10 @@ static void stage_rows(struct kivi_plan *plan, struct kivi_part *part, size_t in
 
     for (t = begin; t < end; t++) {
         const char *row = rows + (ptrdiff_t)t * stride;
+        size_t i;
 
+        for (i = 0; i < dim * size && t + ROWS_AHEAD < end; i += KIVI_LINE)
+            kivi_prefetch(row + ROWS_AHEAD * stride + i);
         if (plan->kernels->to_f16[in->dtype](to + (size_t)t * dim, row, dim) || part->bad_name)
             continue;
         part->bad_name = name;

@@ -25,6 +25,8 @@
 #define kivi_prefetch_for_later(address) ((void)(address))
 #endif
 
+#define KIVI_LINE 64u /* bytes of a cache's line */
+
 struct kivi_kernels {
     const char *name, *description;
 

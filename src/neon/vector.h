@@ -154,6 +154,133 @@ KIVI_INLINE VF vf_load_bf16(const uint16_t *p)
     return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
 }
 
+/* ------------------------------------------------------- f16 numbers in order */
+
+/* Sixteen integers of 16 bits. */
+typedef int16x8x2_t VS;
+
+KIVI_INLINE VS vs_set(int16_t x) { return (VS){{vdupq_n_s16(x), vdupq_n_s16(x)}}; }
+KIVI_INLINE VS vs_zero(void) { return vs_set(0); }
+
+#define BOTH_HALVES(name, operation)                                                               \
+    KIVI_INLINE VS name(VS a, VS b)                                                                \
+    {                                                                                              \
+        return (VS){{operation(a.val[0], b.val[0]), operation(a.val[1], b.val[1])}};               \
+    }
+
+BOTH_HALVES(vs_sub, vsubq_s16)
+BOTH_HALVES(vs_or, vorrq_s16)
+BOTH_HALVES(vs_min, vminq_s16)
+BOTH_HALVES(vs_max, vmaxq_s16)
+
+KIVI_INLINE VS vs_shift_left(VS a, int n) { return (VS){{a.val[0] << n, a.val[1] << n}}; }
+KIVI_INLINE void vs_store(int16_t *to, VS a)
+{
+    vst1q_s16(to, a.val[0]);
+    vst1q_s16(to + 8, a.val[1]);
+}
+
+/* 1 more where a > b. */
+KIVI_INLINE int16x8_t count_half(int16x8_t n, int16x8_t a, int16x8_t b)
+{
+    return vsubq_s16(n, vreinterpretq_s16_u16(vcgtq_s16(a, b)));
+}
+KIVI_INLINE VS vs_count(VS n, VS a, VS b)
+{
+    return (VS){{count_half(n.val[0], a.val[0], b.val[0]), count_half(n.val[1], a.val[1], b.val[1])}};
+}
+
+/* From f16 numbers, finite or infinite; 0 and -0 are the same. */
+KIVI_INLINE int16x8_t in_order(int16x8_t halves)
+{
+    const int16x8_t sign = vshrq_n_s16(halves, 15);
+
+    return vsubq_s16(veorq_s16(vandq_s16(halves, vdupq_n_s16(INT16_MAX)), sign), sign);
+}
+KIVI_INLINE VS vs_of_halves(const uint16_t *x)
+{
+    return (VS){{in_order(vreinterpretq_s16_u16(vld1q_u16(x))),
+                 in_order(vreinterpretq_s16_u16(vld1q_u16(x + 8)))}};
+}
+
+KIVI_INLINE int16x8_t two_to_half(VF a, VF b)
+{
+    return vreinterpretq_s16_f16(vcombine_f16(vcvt_f16_f32(a), vcvt_f16_f32(b)));
+}
+/* From sixteen floats, rounded to f16. */
+KIVI_INLINE VS vs_of_floats(const VF *a)
+{
+    return (VS){{in_order(two_to_half(a[0], a[1])), in_order(two_to_half(a[2], a[3]))}};
+}
+
+KIVI_INLINE VS vs_narrow(const VI *a)
+{
+    return (VS){{vcombine_s16(vmovn_s32(a[0]), vmovn_s32(a[1])),
+                 vcombine_s16(vmovn_s32(a[2]), vmovn_s32(a[3]))}};
+}
+
+/* To f16. */
+KIVI_INLINE int16x8_t sign_apart(int16x8_t a)
+{
+    return vorrq_s16(vabsq_s16(a), vandq_s16(a, vdupq_n_s16(INT16_MIN)));
+}
+KIVI_INLINE void vs_store_halves(uint16_t *to, VS a)
+{
+    vst1q_u16(to, vreinterpretq_u16_s16(sign_apart(a.val[0])));
+    vst1q_u16(to + 8, vreinterpretq_u16_s16(sign_apart(a.val[1])));
+}
+
+/* Lane i of the result is the least number of vector i, of 16 vectors; and the largest. */
+#define LANES_MERGED(name, better, of_pairs)                                                       \
+    KIVI_INLINE VS name(const VS *a)                                                               \
+    {                                                                                              \
+        VS all;                                                                                    \
+        int i;                                                                                     \
+                                                                                                   \
+        for (i = 0; i < 2; i++, a += 8) {                                                          \
+            const int16x8_t b = of_pairs(better(a[0].val[0], a[0].val[1]),                         \
+                                         better(a[1].val[0], a[1].val[1]));                        \
+            const int16x8_t c = of_pairs(better(a[2].val[0], a[2].val[1]),                         \
+                                         better(a[3].val[0], a[3].val[1]));                        \
+            const int16x8_t d = of_pairs(better(a[4].val[0], a[4].val[1]),                         \
+                                         better(a[5].val[0], a[5].val[1]));                        \
+            const int16x8_t e = of_pairs(better(a[6].val[0], a[6].val[1]),                         \
+                                         better(a[7].val[0], a[7].val[1]));                        \
+                                                                                                   \
+            all.val[i] = of_pairs(of_pairs(b, c), of_pairs(d, e));                                 \
+        }                                                                                          \
+        return all;                                                                                \
+    }
+
+LANES_MERGED(vs_least, vminq_s16, vpminq_s16)
+LANES_MERGED(vs_largest, vmaxq_s16, vpmaxq_s16)
+
+/* The words of four tokens from 16 codes of 2 bits of each. */
+KIVI_INLINE uint32x4_t fours_in_place(VS codes)
+{
+    const int32x4_t place = {0, 2, 4, 6};
+
+    return vshlq_u32(vreinterpretq_u32_u8(vuzp1q_u8(vreinterpretq_u8_s16(codes.val[0]),
+                                                    vreinterpretq_u8_s16(codes.val[1]))),
+                     place);
+}
+KIVI_INLINE void vs_store_words(uint32_t *to, const VS *codes)
+{
+    vst1q_u32(to, vpaddq_u32(vpaddq_u32(fours_in_place(codes[0]), fours_in_place(codes[1])),
+                             vpaddq_u32(fours_in_place(codes[2]), fours_in_place(codes[3]))));
+}
+
+/* Sixteen words from their halves. */
+KIVI_INLINE void vs_store_pairs(uint32_t *to, VS low, VS high)
+{
+    int i;
+
+    for (i = 0; i < 2; i++, to += 8) {
+        vst1q_u32(to, vreinterpretq_u32_s16(vzip1q_s16(low.val[i], high.val[i])));
+        vst1q_u32(to + 4, vreinterpretq_u32_s16(vzip2q_s16(low.val[i], high.val[i])));
+    }
+}
+
 /* ------------------------------------------------- what simd/floats.h needs */
 
 /* The code at bit `shift` of each word, less 2^(bits - 1), times 2^(32 - bits). The last two are constants. */

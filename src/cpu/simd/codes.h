@@ -11,8 +11,6 @@
 #define MAX_SIDE 4 /* vectors side by side */
 #define MAX_SUMS (MAX_ROWS * MAX_DIGITS)
 
-#define LINE 64u /* bytes of a cache's line */
-
 /*
  * Asks for what is read next, at the pace of what is read now, and leaves `*ahead` after it. In the order of addresses:
  * CPUs take such a stream up, and have more lines on their way than a core may, but not the order in which kernels
@@ -24,7 +22,7 @@ KIVI_INLINE void ask(uintptr_t *ahead, uint32_t bytes, uint32_t bits)
     uint32_t i;
 
     KIVI_UNROLL
-    for (i = 0; i < bytes; i += LINE) {
+    for (i = 0; i < bytes; i += KIVI_LINE) {
         if (bits == 2)
             kivi_prefetch((const void *)(*ahead + i));
         else

@@ -30,7 +30,7 @@ struct halves {
 
 KIVI_INLINE struct halves halves_of(uintptr_t ahead, size_t bytes)
 {
-    return (struct halves){ahead, ahead + bytes / 2 / LINE * LINE};
+    return (struct halves){ahead, ahead + bytes / 2 / KIVI_LINE * KIVI_LINE};
 }
 
 /* The last two are constants. */
@@ -43,10 +43,10 @@ KIVI_INLINE void ask_halves(struct halves *h, uint32_t bytes, uint32_t rows, uin
         return;
     }
     KIVI_UNROLL
-    for (i = 0; i < bytes; i += LINE) {
+    for (i = 0; i < bytes; i += KIVI_LINE) {
         const uintptr_t other = h->other;
 
-        ask(&h->ahead, LINE, bits);
+        ask(&h->ahead, KIVI_LINE, bits);
         h->other = h->ahead;
         h->ahead = other;
     }

@@ -1,131 +1,16 @@
-/*
- * Conversion to f16 and quantization, for any vector length: the same bits as the scalar table, operation
- * by operation (../quantize.h).
- */
+/* Quantization of keys and values, for any vector length: the same bits as the scalar table (ranges.h). */
 #ifndef KIVI_SIMD_QUANTIZER_H
 #define KIVI_SIMD_QUANTIZER_H
 
-#include "../../core/half.h"
-
-/* -------------------------------------------------------------- conversion */
-
-/* 0 for finite numbers, else NaN: adds up. */
-KIVI_INLINE VF not_finite(VF x, VF sum)
+/* Sixteen channels, of which n, 8 or 16, are there; the others are 0. */
+KIVI_INLINE VS load_sixteen(const uint16_t *x, uint32_t n)
 {
-    return vf_fma(x, vf_zero(), sum);
-}
+    uint16_t whole[16] = {0};
 
-KIVI_INLINE int all_finite(VF sum)
-{
-    const float x = vf_sum(sum);
-
-    return x == x;
-}
-
-/* From f32 or bf16; `type` is a constant. */
-KIVI_INLINE int round_to_f16(uint16_t *dst, const void *src, size_t n, kivi_dtype type)
-{
-    const float *floats = src;
-    const uint16_t *halves = src;
-    VF sum = vf_zero();
-    int finite = 1;
-    size_t i;
-
-    for (i = 0; i + LANES <= n; i += LANES) {
-        const VF x = type == KIVI_F32 ? vf_load(floats + i) : vf_load_bf16(halves + i);
-
-        vf_store_half(dst + i, x);
-        sum = not_finite(vf_round_half(x), sum);
-    }
-    for (; i < n; i++) {
-        dst[i] = kivi_f16_from_f32(type == KIVI_F32 ? floats[i] : kivi_f32_from_bf16(halves[i]));
-        finite &= kivi_f16_is_finite(dst[i]);
-    }
-    return finite & all_finite(sum);
-}
-
-static int f16_from_f32(uint16_t *dst, const void *src, size_t n)
-{
-    return round_to_f16(dst, src, n, KIVI_F32);
-}
-
-static int f16_from_bf16(uint16_t *dst, const void *src, size_t n)
-{
-    return round_to_f16(dst, src, n, KIVI_BF16);
-}
-
-static int f16_from_f16(uint16_t *dst, const void *src, size_t n)
-{
-    const uint16_t *from = src;
-    VF sum = vf_zero();
-    int finite = 1;
-    size_t i;
-
-    for (i = 0; i + LANES <= n; i += LANES)
-        sum = not_finite(vf_load_half(from + i), sum);
-    for (; i < n; i++)
-        finite &= kivi_f16_is_finite(from[i]);
-    if (dst != src)
-        memcpy(dst, src, n * sizeof *dst);
-    return finite & all_finite(sum);
-}
-
-/* ------------------------------------------------------------------ ranges */
-
-/* struct kivi_range, lane by lane. */
-struct ranges {
-    VF min, scale;
-    VF divisor; /* the scale; where that is 0 so small a number that every quotient but 0 is clamped */
-    VM wide;
-};
-
-KIVI_INLINE struct ranges ranges_of(VF min, VF max, VF levels)
-{
-    const VF exact = vf_sub(max, min), rounded = vf_round_half(exact);
-    struct ranges r;
-
-    r.min = vf_add(min, vf_zero()); /* -0 becomes +0 */
-    r.wide = vm_equal(rounded, vf_set(INFINITY));
-    r.scale = vf_round_half(vf_div(vf_select(r.wide, exact, rounded), levels));
-    r.divisor = vf_max(r.scale, vf_set(1e-30f));
-    return r;
-}
-
-/* The codes of numbers that lie `above` their minimum. */
-KIVI_INLINE VI codes_of(VF above, VF divisor, VF levels)
-{
-    return vi_round(vf_min(vf_round_half(vf_div(above, divisor)), levels));
-}
-
-/*
- * The same at 2 bits without division, where `above` is an f16 number. A quotient q is rounded to f16 and
- * then to an integer, both times to even, so that its code is
- *   1 or more  if q > 0.5, and does not round to it:  q > 0.5 + 2^-12
- *   2 or more  if q >= 1.5, or rounds to it:          q >= 1.5 - 2^-11
- *   3          if q > 2.5, and does not round to it:  q > 2.5 + 2^-10
- * These numbers have 12 bits and a divisor 11: products with it are exact, and so are comparisons with them.
- */
-#define THRESHOLDS 3
-
-KIVI_INLINE VF step_of(VF divisor, int i)
-{
-    if (i == 0)
-        return vf_mul(divisor, vf_set(0.5f + 0x1p-12f));
-    if (i == 2)
-        return vf_mul(divisor, vf_set(2.5f + 0x1p-10f));
-    /* the number before, to be exceeded */
-    return vf_bits(vi_add(vi_bits(vf_mul(divisor, vf_set(1.5f - 0x1p-11f))), vi_set(-1)));
-}
-
-KIVI_INLINE VI count_steps(VF above, VF first, VF second, VF third)
-{
-    return vi_count(vi_count(vi_count(vi_zero(), vm_less(first, above)), vm_less(second, above)),
-                    vm_less(third, above));
-}
-
-KIVI_INLINE VF levels_of(uint32_t bits)
-{
-    return vf_set((float)((1u << bits) - 1u));
+    if (n >= 16)
+        return vs_of_halves(x);
+    memcpy(whole, x, 8 * sizeof *x);
+    return vs_of_halves(whole);
 }
 
 /* -------------------------------------------------------------------- keys */
@@ -156,35 +41,15 @@ KIVI_INLINE void store_words(uint32_t *word, const uint8_t *codes, uint32_t bits
     }
 }
 
-/* 16 channels of a key block; bits is a constant. */
-KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
-                                   uint32_t skip, uint32_t channel, void *block, uint32_t bits)
+/* The codes of 16 channels of a key block, from `word` on, by division. bits is a constant. */
+KIVI_INLINE void divide_channels(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
+                                 uint32_t skip, uint32_t n, const struct ranges *r, int any_wide,
+                                 uint32_t *word, uint32_t bits)
 {
-    const uint32_t n = l->dim - channel < 16 ? 8 : 16;
+    const size_t tile = (size_t)(l->dim_pad / 16) * (bits / 2) * KIVI_TILE;
     const VF levels = levels_of(bits);
-    uint32_t *word = (uint32_t *)block + (size_t)(channel / 16) * (bits / 2) * KIVI_TILE;
-    struct ranges r[VECTORS];
-    VF step[VECTORS][THRESHOLDS];
-    int any_wide = 0, v;
-    uint32_t t;
+    uint32_t t, v;
 
-    rows += channel;
-    for (v = 0; v < VECTORS; v++) {
-        VF min = load_channels(rows + skip * stride, v, n), max = min;
-
-        for (t = skip + 1; t < l->tokens; t++) {
-            const VF x = load_channels(rows + t * stride, v, n);
-
-            min = vf_min(min, x);
-            max = vf_max(max, x);
-        }
-        r[v] = ranges_of(min, max, levels);
-        any_wide |= vm_lanes(r[v].wide) != 0;
-        for (t = 0; bits == 2 && t < THRESHOLDS; t++)
-            step[v][t] = step_of(r[v].divisor, (int)t);
-        vf_store_half(kivi_scales(l, block) + channel + v * LANES, r[v].scale);
-        vf_store_half(kivi_minima(l, block) + channel + v * LANES, r[v].min);
-    }
     for (t = 0; t < l->tokens; t++) {
         uint8_t codes[16] = {0};
         VI number[VECTORS];
@@ -197,16 +62,79 @@ KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *
 
                 if (any_wide)
                     above = vf_select(r[v].wide, exact, above);
-                number[v] = bits == 2 && !any_wide
-                                ? count_steps(above, step[v][0], step[v][1], step[v][2])
-                                : codes_of(above, r[v].divisor, levels);
+                number[v] = codes_of(above, r[v].divisor, levels);
             }
             vi_store_bytes(codes, number);
         }
-        store_words(word + (size_t)(t / KIVI_TILE) * (l->dim_pad / 16) * (bits / 2) * KIVI_TILE
-                        + t % KIVI_TILE,
-                    codes, bits);
+        store_words(word + t / KIVI_TILE * tile + t % KIVI_TILE, codes, bits);
     }
+}
+
+/* The same at 2 bits by comparison, of ranges that are not wide. n is a constant. */
+KIVI_INLINE void compare_channels(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
+                                  uint32_t skip, uint32_t n, const struct ranges *r, uint32_t *word)
+{
+    const size_t to_next_tile = (size_t)(l->dim_pad / 16 - 1) * KIVI_TILE;
+    const VS first = find_threshold(r, 0), second = find_threshold(r, 1);
+    const VS third = find_threshold(r, 2);
+    uint32_t t, i;
+
+    for (t = 0; t < l->tokens; t += 4) {
+        VS codes[4];
+
+        KIVI_UNROLL
+        for (i = 0; i < 4; i++, rows += stride)
+            codes[i] = count_thresholds(load_sixteen(rows, n), first, second, third);
+        vs_store_words(word, codes);
+        for (i = 0; i < 4 && t + i < skip; i++)
+            word[i] = 0;
+        word += (t + 4) % KIVI_TILE > 0 ? 4 : 4 + to_next_tile;
+    }
+}
+
+/* The least and the largest of each of 16 channels, of tokens skip .. n_tokens - 1. n is a constant. */
+KIVI_INLINE void find_channel_ends(const uint16_t *rows, size_t stride, uint32_t skip,
+                                   uint32_t n_tokens, uint32_t n, uint16_t *min, uint16_t *max)
+{
+    VS least, largest;
+    uint32_t t;
+
+    rows += skip * stride;
+    least = largest = load_sixteen(rows, n);
+    for (t = skip + 1; t < n_tokens; t++) {
+        const VS x = load_sixteen(rows += stride, n);
+
+        least = vs_min(least, x);
+        largest = vs_max(largest, x);
+    }
+    vs_store_halves(min, least);
+    vs_store_halves(max, largest);
+}
+
+/* 16 channels of a key block, of which n are there. n and bits are constants. */
+KIVI_INLINE void quantize_channels(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
+                                   uint32_t skip, uint32_t channel, uint32_t n, void *block,
+                                   uint32_t bits)
+{
+    uint32_t *word = (uint32_t *)block + (size_t)(channel / 16) * (bits / 2) * KIVI_TILE;
+    uint16_t min[16], max[16];
+    struct ranges r[VECTORS];
+    uint32_t any_wide = 0, v;
+
+    rows += channel;
+    find_channel_ends(rows, stride, skip, l->tokens, n, min, max);
+    KIVI_UNROLL
+    for (v = 0; v < VECTORS; v++) {
+        r[v] = ranges_of(vf_load_half(min + v * LANES), vf_load_half(max + v * LANES),
+                         levels_of(bits));
+        any_wide |= vm_lanes(r[v].wide);
+        vf_store_half(kivi_scales(l, block) + channel + v * LANES, r[v].scale);
+    }
+    memcpy(kivi_minima(l, block) + channel, min, sizeof min);
+    if (bits == 2 && !any_wide)
+        compare_channels(l, rows, stride, skip, n, r, word);
+    else
+        divide_channels(l, rows, stride, skip, n, r, any_wide != 0, word, bits);
 }
 
 KIVI_INLINE void quantize_keys(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
@@ -214,8 +142,10 @@ KIVI_INLINE void quantize_keys(const struct kivi_layout *l, const uint16_t *rows
 {
     uint32_t channel;
 
-    for (channel = 0; channel < l->dim; channel += 16)
-        quantize_channels(l, rows, stride, skip, channel, block, bits);
+    for (channel = 0; channel + 16 <= l->dim; channel += 16)
+        quantize_channels(l, rows, stride, skip, channel, 16, block, bits);
+    if (channel < l->dim)
+        quantize_channels(l, rows, stride, skip, channel, 8, block, bits);
 }
 
 static void quantize_k(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
@@ -240,33 +170,65 @@ static void quantize_k(const struct kivi_layout *l, const uint16_t *rows, size_t
 struct group_ranges {
     float min[MAX_RANGES], divisor[MAX_RANGES];
     float wide[MAX_RANGES]; /* 1 or 0 */
-    float step[THRESHOLDS][MAX_RANGES];
+    int any_wide;
 };
 
-/* The ends of one token's group of n channels. */
-KIVI_INLINE void find_ends(const uint16_t *x, uint32_t n, float *min, float *max)
+struct group_thresholds {
+    int16_t at[THRESHOLDS][MAX_RANGES];
+};
+
+/* The least and the largest of n channels of a token, for each of 16 lanes. */
+KIVI_INLINE void find_ends(const uint16_t *x, uint32_t n, VS *least, VS *largest)
 {
-    VF low = vf_set(INFINITY), high = vf_set(-INFINITY);
-    uint32_t c;
+    uint16_t twice[16];
 
-    for (c = 0; c + LANES <= n; c += LANES) {
-        const VF y = vf_load_half(x + c);
-
-        low = vf_min(low, y);
-        high = vf_max(high, y);
+    if (n < 16) { /* 8: twice, as padding that is in the group */
+        memcpy(twice, x, 8 * sizeof *x);
+        memcpy(twice + 8, x, 8 * sizeof *x);
+        x = twice;
     }
-    if (c < n) { /* 8 channels where LANES is 16: twice, as padding that is in the group */
-        uint16_t twice[LANES > 8 ? LANES : 16];
-        VF y;
+    *least = *largest = vs_of_halves(x);
+    for (; n > 16; n -= n < 32 ? 8 : 16) {
+        VS y;
 
-        memcpy(twice, x + c, 8 * sizeof *x);
-        memcpy(twice + 8, x + c, 8 * sizeof *x);
-        y = vf_load_half(twice);
-        low = vf_min(low, y);
-        high = vf_max(high, y);
+        x += n < 32 ? 8 : 16; /* the last 8 with 8 before them */
+        y = vs_of_halves(x);
+        *least = vs_min(*least, y);
+        *largest = vs_max(*largest, y);
     }
-    *min = -vf_largest(vf_sub(vf_zero(), low));
-    *max = vf_largest(high);
+}
+
+/* Of all groups of `count` tokens, in the order of struct group_ranges. What lies behind them in whole sixteens becomes
+ * 0. */
+static void find_all_ends(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
+                          uint32_t count, uint16_t *min, uint16_t *max)
+{
+    const uint16_t *x = rows;
+    uint32_t size = l->group_size < l->dim ? l->group_size : l->dim, channel = 0, t = 0, i, j;
+
+    for (i = 0; i < l->n_groups * count; i += 16) {
+        VS least[16], largest[16];
+
+        for (j = 0; j < 16; j++) {
+            if (channel == l->dim) {
+                least[j] = largest[j] = vs_zero();
+                continue;
+            }
+            if (size == 32) /* a constant */
+                find_ends(x, 32, &least[j], &largest[j]);
+            else
+                find_ends(x, size, &least[j], &largest[j]);
+            x += stride;
+            if (++t == count) {
+                t = 0;
+                channel += size;
+                x = rows + channel;
+                size = l->dim - channel < size ? l->dim - channel : size;
+            }
+        }
+        vs_store_halves(min + i, vs_least(least));
+        vs_store_halves(max + i, vs_largest(largest));
+    }
 }
 
 /* Ranges of `count` tokens; scales and minima go to the block. */
@@ -275,44 +237,53 @@ static void find_ranges(const struct kivi_layout *l, const uint16_t *rows, size_
 {
     const uint32_t n = l->n_groups * count;
     const VF levels = levels_of(l->bits);
-    uint16_t scales[MAX_RANGES], minima[MAX_RANGES];
-    uint32_t g, t, i;
+    uint16_t min[MAX_RANGES], max[MAX_RANGES], scales[MAX_RANGES];
+    uint32_t any_wide = 0, g, i;
 
-    for (g = 0, i = 0; g < l->n_groups; g++) {
-        const uint32_t channel = g * l->group_size, left = l->dim - channel;
-
-        for (t = 0; t < count; t++, i++)
-            find_ends(rows + t * stride + channel, left < l->group_size ? left : l->group_size,
-                      &r->min[i], &r->divisor[i]);
-    }
-    for (; i % LANES > 0; i++) /* the last vector's other lanes: any number */
-        r->min[i] = r->divisor[i] = 0;
+    find_all_ends(l, rows, stride, count, min, max);
     for (i = 0; i < n; i += LANES) {
-        const struct ranges v = ranges_of(vf_load(r->min + i), vf_load(r->divisor + i), levels);
+        const struct ranges v = ranges_of(vf_load_half(min + i), vf_load_half(max + i), levels);
 
+        any_wide |= vm_lanes(v.wide);
         vf_store(r->min + i, v.min);
         vf_store(r->divisor + i, v.divisor);
         vf_store(r->wide + i, vf_select(v.wide, vf_set(1), vf_zero()));
-        for (t = 0; t < THRESHOLDS; t++)
-            vf_store(r->step[t] + i, step_of(v.divisor, (int)t));
         vf_store_half(scales + i, v.scale);
-        vf_store_half(minima + i, v.min);
     }
+    r->any_wide = any_wide != 0;
     for (g = 0; g < l->n_groups; g++) {
         const size_t at = g * KIVI_TILE + first;
 
         memcpy(kivi_scales(l, block) + at, scales + g * count, count * sizeof *scales);
-        memcpy(kivi_minima(l, block) + at, minima + g * count, count * sizeof *minima);
+        memcpy(kivi_minima(l, block) + at, min + g * count, count * sizeof *min);
+    }
+}
+
+/* Of the first n ranges, whole sixteens. */
+static void find_thresholds(const struct group_ranges *r, uint32_t n, struct group_thresholds *of)
+{
+    uint32_t at, v, i;
+
+    for (at = 0; at < n; at += 16) {
+        struct ranges sixteen[VECTORS];
+
+        KIVI_UNROLL
+        for (v = 0; v < VECTORS; v++) {
+            sixteen[v].min = vf_load(r->min + at + v * LANES);
+            sixteen[v].divisor = vf_load(r->divisor + at + v * LANES);
+        }
+        KIVI_UNROLL
+        for (i = 0; i < THRESHOLDS; i++)
+            vs_store(of->at[i] + at, find_threshold(sixteen, i));
     }
 }
 
 /* One vector of channels, of which n are there, of `count` tokens that share words, in whose places from
  * `first` on they are; their ranges are those from `range` on. bits is a constant. */
-KIVI_INLINE void quantize_words(const uint16_t *rows, size_t stride, uint32_t n, uint32_t first,
-                                uint32_t count, const struct group_ranges *r, uint32_t range,
-                                uint32_t *words, uint32_t bits)
+KIVI_INLINE void divide_words(const uint16_t *rows, size_t stride, uint32_t n, uint32_t first,
+                              uint32_t count, const struct group_ranges *r, uint32_t range,
+                              uint32_t *words, uint32_t bits)
 {
-    const VF levels = levels_of(bits);
     uint32_t keep = UINT32_MAX, i;
     VI word = vi_zero();
 
@@ -321,13 +292,8 @@ KIVI_INLINE void quantize_words(const uint16_t *rows, size_t stride, uint32_t n,
         const VF x =
             n < LANES ? load_half_vector(rows + i * stride) : vf_load_half(rows + i * stride);
         const VF exact = vf_sub(x, vf_set(r->min[range + i]));
-        const int wide = r->wide[range + i] != 0;
-        const VF above = wide ? exact : vf_round_half(exact);
-        const VI codes =
-            bits == 2 && !wide
-                ? count_steps(above, vf_set(r->step[0][range + i]), vf_set(r->step[1][range + i]),
-                              vf_set(r->step[2][range + i]))
-                : codes_of(above, vf_set(r->divisor[range + i]), levels);
+        const VF above = r->wide[range + i] != 0 ? exact : vf_round_half(exact);
+        const VI codes = codes_of(above, vf_set(r->divisor[range + i]), levels_of(bits));
 
         word = vi_or(word, vi_shift_left(codes, (int)shift));
         keep &= ~(((1u << bits) - 1u) << shift);
@@ -343,20 +309,60 @@ KIVI_INLINE void quantize_words(const uint16_t *rows, size_t stride, uint32_t n,
     }
 }
 
+/* The same at 2 bits by comparison, for all tokens of some words and 16 channels, or 32 if side is 2, a constant. Words
+ * grow from their last codes on, the lower and the upper halves of them apart. */
+KIVI_INLINE void compare_words(const uint16_t *rows, size_t stride,
+                               const struct group_thresholds *of, uint32_t range, uint32_t *words,
+                               uint32_t side)
+{
+    VS half[2][2];
+    uint32_t place, i, v;
+
+    KIVI_UNROLL
+    for (v = 0; v < side; v++)
+        half[0][v] = half[1][v] = vs_zero();
+    for (place = 4; place-- > 0;) {
+        KIVI_UNROLL
+        for (i = 0; i < 4; i++) {
+            const uint32_t token = 4 * place + i, at = range + token;
+            const VS first = vs_set(of->at[0][at]), second = vs_set(of->at[1][at]);
+            const VS third = vs_set(of->at[2][at]);
+            VS *to = half[i / 2];
+
+            KIVI_UNROLL
+            for (v = 0; v < side; v++) {
+                const VS x = vs_of_halves(rows + token * stride + 16 * v);
+                const VS codes = count_thresholds(x, first, second, third);
+
+                to[v] = i % 2 == 0 ? vs_or(vs_shift_left(to[v], 2), codes)
+                                   : vs_or(to[v], vs_shift_left(codes, 8));
+            }
+        }
+    }
+    KIVI_UNROLL
+    for (v = 0; v < side; v++)
+        vs_store_pairs(words + 16 * v, half[0][v], half[1][v]);
+}
+
 /* `count` tokens that share words, in whose places from `first` on they are; of the block's tokens they
- * are those from `token` on, counted as in r. */
+ * are those from `token` on, counted as in r. `of`: their thresholds if they are all that share them, else NULL. */
 KIVI_INLINE void quantize_tokens(const struct kivi_layout *l, const uint16_t *rows, size_t stride,
                                  uint32_t first, uint32_t count, const struct group_ranges *r,
-                                 uint32_t n_tokens, uint32_t token, uint32_t *words, uint32_t bits)
+                                 const struct group_thresholds *of, uint32_t n_tokens,
+                                 uint32_t token, uint32_t *words, uint32_t bits)
 {
     uint32_t g, c = 0;
 
     for (g = 0; g < l->n_groups; g++) {
-        const uint32_t end = (g + 1) * l->group_size;
+        const uint32_t range = g * n_tokens + token, next = (g + 1) * l->group_size;
+        const uint32_t end = next < l->dim ? next : l->dim;
 
-        for (; c < end && c < l->dim; c += LANES)
-            quantize_words(rows + c, stride, l->dim - c, first, count, r, g * n_tokens + token,
-                           words + c, bits);
+        for (; of && c + 32 <= end; c += 32)
+            compare_words(rows + c, stride, of, range, words + c, 2);
+        for (; of && c + 16 <= end; c += 16)
+            compare_words(rows + c, stride, of, range, words + c, 1);
+        for (; c < end; c += LANES)
+            divide_words(rows + c, stride, l->dim - c, first, count, r, range, words + c, bits);
     }
 }
 
@@ -365,16 +371,22 @@ KIVI_INLINE void quantize_values(const struct kivi_layout *l, const uint16_t *ro
 {
     const uint32_t per_word = 32 / bits;
     struct group_ranges r;
+    struct group_thresholds of;
     uint32_t t, n;
+    int compares;
 
     if (first == 0)
         memset(block, 0, l->block_bytes);
     find_ranges(l, rows, stride, first, count, block, &r);
+    compares = bits == 2 && count >= per_word && !r.any_wide;
+    if (compares)
+        find_thresholds(&r, l->n_groups * count, &of);
     for (t = 0; t < count; t += n) {
         const uint32_t place = (first + t) % per_word, left = per_word - place;
 
         n = count - t < left ? count - t : left;
-        quantize_tokens(l, rows + t * stride, stride, place, n, &r, count, t,
+        quantize_tokens(l, rows + t * stride, stride, place, n, &r,
+                        compares && n == per_word ? &of : NULL, count, t,
                         (uint32_t *)block + (size_t)((first + t) / per_word) * l->dim_pad, bits);
     }
 }

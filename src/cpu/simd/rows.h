@@ -88,10 +88,10 @@ KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint3
     for (i = 0; i < FLOAT_SUMS; i++)
         sum[i] = vf_zero();
     for (c = 0; c + LANES <= dim; c += LANES) {
-        if (2 * c % LINE == 0) {
+        if (2 * c % KIVI_LINE == 0) {
             KIVI_UNROLL
             for (i = 0; i < n_tokens; i++)
-                kivi_prefetch(ahead + (size_t)n_tokens * 2 * c + i * LINE);
+                kivi_prefetch(ahead + (size_t)n_tokens * 2 * c + i * KIVI_LINE);
         }
         add_products(q + c, q_stride, n_rows, rows + c, stride, n_tokens, 0, sum);
     }
@@ -168,7 +168,7 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
         for (v = 0; v < width; v++) {
             const VF x = vf_load_half(rows + v * LANES);
 
-            if (2 * v * LANES % LINE == 0)
+            if (2 * v * LANES % KIVI_LINE == 0)
                 kivi_prefetch(ahead + 2 * v * LANES);
             KIVI_UNROLL
             for (r = 0; r < n_rows; r++)

@@ -9,6 +9,8 @@
  *   VI, VF, VM       integers, floats, and the result of a comparison
  *   vi_*, vf_*, vm_* operations on them, lane by lane unless their comment says otherwise
  *   VQ, vq_load      four digits, as dot products take them
+ *   VS, vs_*         sixteen integers of 16 bits: f16 numbers in their order, vs_of_floats from VECTORS vectors, or codes;
+ *                    vs_narrow takes VECTORS of 32 bits (src/avx2/ordered.h has the rest)
  *   vf_code          (words, shift, bits): the code at that bit of each word, less 2^(bits - 1), times
  *                    2^(32 - bits): as if it were signed, and at the top
  *   VD, vd_*         four-way dot products of bytes, vd_signed of codes (unsigned) with signed digits,
@@ -74,6 +76,8 @@
 #include "keys.h"
 #include "values.h"
 #include "rows.h"
+#include "convert.h"
+#include "ranges.h"
 #include "quantizer.h"
 #include "softmax.h"
 
