@@ -16,11 +16,11 @@ KIVI_INLINE VS load_sixteen(const uint16_t *x, uint32_t n)
 /* -------------------------------------------------------------------- keys */
 
 /* Vector v of 16 channels, of which n, 8 or 16, are there. */
-KIVI_INLINE VF load_channels(const uint16_t *row, int v, uint32_t n)
+KIVI_INLINE VF load_channels(const uint16_t *row, uint32_t v, uint32_t n)
 {
-    if ((uint32_t)v * LANES >= n)
+    if (v * LANES >= n)
         return vf_zero();
-    return (uint32_t)(v + 1) * LANES > n ? load_half_vector(row) : vf_load_half(row + v * LANES);
+    return (v + 1) * LANES > n ? load_half_vector(row) : vf_load_half(row + v * LANES);
 }
 
 /* The words of a token from its 16 codes, KIVI_TILE apart. */

@@ -46,6 +46,7 @@
 #if defined(KIVI_SANITIZED)
 #define KIVI_UNROLL
 #elif defined(__clang__)
+#pragma clang diagnostic ignored "-Wpass-failed" /* where the number of turns is no constant */
 #define KIVI_UNROLL _Pragma("clang loop unroll(full)")
 #else
 #define KIVI_UNROLL _Pragma("GCC unroll 32")
