@@ -278,35 +278,46 @@ static void find_thresholds(const struct group_ranges *r, uint32_t n, struct gro
     }
 }
 
-/* One vector of channels, of which n are there, of `count` tokens that share words, in whose places from
- * `first` on they are; their ranges are those from `range` on. bits is a constant. */
+/* Channels, of which n are there, of `count` tokens that share words, in whose places from `first` on they are; their
+ * ranges are those from `range` on. By division. side, vectors of channels, at most those of 32, and bits are
+ * constants. */
 KIVI_INLINE void divide_words(const uint16_t *rows, size_t stride, uint32_t n, uint32_t first,
                               uint32_t count, const struct group_ranges *r, uint32_t range,
-                              uint32_t *words, uint32_t bits)
+                              uint32_t *words, uint32_t side, uint32_t bits)
 {
-    uint32_t keep = UINT32_MAX, i;
-    VI word = vi_zero();
+    uint32_t keep = UINT32_MAX, i, v;
+    VI word[32 / LANES];
 
+    KIVI_UNROLL
+    for (v = 0; v < side; v++)
+        word[v] = vi_zero();
     for (i = 0; i < count; i++) {
         const uint32_t shift = kivi_code_shift(bits, first + i);
-        const VF x =
-            n < LANES ? load_half_vector(rows + i * stride) : vf_load_half(rows + i * stride);
-        const VF exact = vf_sub(x, vf_set(r->min[range + i]));
-        const VF above = r->wide[range + i] != 0 ? exact : vf_round_half(exact);
-        const VI codes = codes_of(above, vf_set(r->divisor[range + i]), levels_of(bits));
+        const VF min = vf_set(r->min[range + i]), divisor = vf_set(r->divisor[range + i]);
+        const int wide = r->wide[range + i] != 0;
 
-        word = vi_or(word, vi_shift_left(codes, (int)shift));
+        KIVI_UNROLL
+        for (v = 0; v < side; v++) {
+            const uint16_t *x = rows + i * stride + v * LANES;
+            const VF exact = vf_sub(n < LANES ? load_half_vector(x) : vf_load_half(x), min);
+            const VF above = wide ? exact : vf_round_half(exact);
+            const VI codes = codes_of(above, divisor, levels_of(bits));
+
+            word[v] = vi_or(word[v], vi_shift_left(codes, (int)shift));
+        }
         keep &= ~(((1u << bits) - 1u) << shift);
     }
     if (n < LANES) {
         uint32_t all[LANES];
 
-        vi_store(all, word);
+        vi_store(all, word[0]);
         for (i = 0; i < n; i++)
             words[i] = (words[i] & keep) | all[i];
-    } else {
-        vi_store(words, vi_or(word, vi_and(vi_load(words), vi_set((int32_t)keep))));
+        return;
     }
+    KIVI_UNROLL
+    for (v = 0; v < side; v++, words += LANES)
+        vi_store(words, vi_or(word[v], vi_and(vi_load(words), vi_set((int32_t)keep))));
 }
 
 /* The same at 2 bits by comparison, for all tokens of some words and 16 channels, or 32 if side is 2, a constant. Words
@@ -361,8 +372,10 @@ KIVI_INLINE void quantize_tokens(const struct kivi_layout *l, const uint16_t *ro
             compare_words(rows + c, stride, of, range, words + c, 2);
         for (; of && c + 16 <= end; c += 16)
             compare_words(rows + c, stride, of, range, words + c, 1);
+        for (; c + 32 <= end; c += 32)
+            divide_words(rows + c, stride, 32, first, count, r, range, words + c, 32 / LANES, bits);
         for (; c < end; c += LANES)
-            divide_words(rows + c, stride, l->dim - c, first, count, r, range, words + c, bits);
+            divide_words(rows + c, stride, end - c, first, count, r, range, words + c, 1, bits);
     }
 }
 
