@@ -72,10 +72,10 @@ __device__ __forceinline__ void kivi_cuda_next_task(const kivi_cuda_step &s, uin
 struct kivi_cuda_share {
     uint32_t begin, warp, ahead, lead, n; /* n: units of codes of this warp */
 
-    __device__ __forceinline__ kivi_cuda_share(uint32_t from, uint32_t to, uint32_t n_edges)
+    __device__ __forceinline__ kivi_cuda_share(uint32_t from, uint32_t to, uint32_t n_edges, uint32_t edge_cost)
         : begin(from), warp(threadIdx.x / 32), ahead(warps() - (n_edges & (warps() - 1)))
     {
-        const uint32_t n_units = to - from, extra = ahead < warps() ? ahead * KIVI_CUDA_EDGE_COST : 0;
+        const uint32_t n_units = to - from, extra = ahead < warps() ? ahead * edge_cost : 0;
         uint32_t rest;
 
         lead = n_units > extra ? (n_units - extra) >> (31 - __clz(warps())) : 0;
@@ -229,7 +229,7 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
         do { /* a round; nearly always the only one */
             end = plain.end - begin < ROUND ? plain.end : begin + ROUND;
             const uint32_t edges = end < plain.end ? 0 : n_edges; /* the last round has them */
-            const kivi_cuda_share share(begin, end, edges);
+            const kivi_cuda_share share(begin, end, edges, item.edge_cost);
             kivi_cuda_stream<shape, decltype(f)> stream(f, share, mine);
             uint32_t left_out;
 

@@ -13,7 +13,7 @@ struct place {
 uint64_t unit_start(const kivi_cuda_item &item, uint32_t unit)
 {
     return unit <= item.n_cheap ? unit
-                                : item.n_cheap + (uint64_t)(unit - item.n_cheap) * KIVI_CUDA_EDGE_COST;
+                                : item.n_cheap + (uint64_t)(unit - item.n_cheap) * item.edge_cost;
 }
 
 /* The first unit of a task that starts at `cost` or later. */
@@ -21,13 +21,21 @@ uint32_t unit_at(const kivi_cuda_item &item, uint64_t cost)
 {
     if (cost <= item.n_cheap)
         return (uint32_t)cost;
-    cost = (cost - item.n_cheap + KIVI_CUDA_EDGE_COST - 1) / KIVI_CUDA_EDGE_COST + item.n_cheap;
+    cost = (cost - item.n_cheap + item.edge_cost - 1) / item.edge_cost + item.n_cheap;
     return cost < item.n_units ? (uint32_t)cost : item.n_units;
 }
 
 uint64_t task_cost(const kivi_cuda_item &item)
 {
     return unit_start(item, item.n_units);
+}
+
+/* As measured. Right after a flush of keys the rows are those of values alone. */
+uint32_t edge_cost(const kivi_layer_geometry *l, bool has_rows_of_keys)
+{
+    if (!has_rows_of_keys)
+        return 4;
+    return l->k.bits == 2 && l->v.bits == 2 ? 5 : KIVI_CUDA_EDGE_COST;
 }
 
 uint64_t n_tasks(const kivi_cuda_item &item, uint32_t n_kv_heads)
@@ -61,6 +69,7 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda
         items[i].n_units = (uint32_t)units;
         items[i].n_cheap = (uint32_t)(cheap <= first ? 0 : cheap - first < units ? cheap - first : units);
         items[i].n_tiles = (uint32_t)((rows + KIVI_CUDA_ROWS - 1) / KIVI_CUDA_ROWS);
+        items[i].edge_cost = edge_cost(&step->geometry->layers[step->layer], n > from->before.k_packed);
         tasks = n_tasks(items[i], step->geometry->n_kv_heads);
         if (tasks == 0)
             continue;

@@ -14,7 +14,7 @@
 
 #define KIVI_CUDA_ROWS 8u        /* query rows of a tile: what one tensor core product takes */
 #define KIVI_CUDA_UNIT 32u       /* tokens of a unit, the grain of the split over tokens */
-#define KIVI_CUDA_EDGE_COST 8u   /* cost of a unit of f16 rows, in units of codes */
+#define KIVI_CUDA_EDGE_COST 8u   /* cost of a unit of f16 rows, in units of codes, at most */
 #define KIVI_CUDA_SLAB 128u      /* tokens that an append takes together; a page has whole slabs */
 #define KIVI_CUDA_NOT_BAD UINT64_MAX
 
@@ -65,6 +65,7 @@ struct alignas(16) kivi_cuda_item {
     uint32_t n_new, n_q;
     uint32_t page; /* its first page in the table */
     uint32_t first_unit, n_units, n_cheap, n_tiles; /* see schedule.cuh */
+    uint32_t edge_cost; /* of each unit but the cheap ones, in units of codes */
     uint32_t settled; /* units before it were codes before the last call, which may still be at work */
     kivi_cuda_slabs k_tiled, v_tiled; /* kivi_cuda_plan_append */
     uint8_t q_type, k_type, v_type, out_type; /* kivi_dtype */
