@@ -181,6 +181,7 @@ KIVI_INLINE VS vs_of_floats(const VF *a)
     return vs_order(_mm256_set_m128i(_mm256_cvtps_ph(a[1], _MM_FROUND_TO_NEAREST_INT),
                                      _mm256_cvtps_ph(a[0], _MM_FROUND_TO_NEAREST_INT)));
 }
+/* From integers that fit. */
 KIVI_INLINE VS vs_narrow(const VI *a)
 {
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a[0], a[1]), 0xd8);

@@ -174,6 +174,7 @@ KIVI_INLINE VS vs_of_floats(const VF *a)
 {
     return vs_order(_mm512_cvtps_ph(a[0], _MM_FROUND_TO_NEAREST_INT));
 }
+/* From integers that fit. */
 KIVI_INLINE VS vs_narrow(const VI *a) { return _mm512_cvtepi32_epi16(a[0]); }
 
 /* ------------------------------------------------ what simd/dot_pairs.h needs */

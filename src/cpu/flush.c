@@ -9,7 +9,7 @@
 /* Tokens of one head that are staged or quantized by one part at a time. */
 #define SLAB 128u
 
-/* Rows of a head are too far apart for CPUs to see their pattern: those are asked for so many rows before. */
+/* Rows of a head lie apart, a pattern that some CPUs do not follow: lines are asked for so many rows before. */
 #define ROWS_AHEAD 8
 
 /* Rows begin .. end - 1 of a head to f16. */

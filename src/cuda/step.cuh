@@ -14,7 +14,7 @@
 
 #define KIVI_CUDA_ROWS 8u        /* query rows of a tile: what one tensor core product takes */
 #define KIVI_CUDA_UNIT 32u       /* tokens of a unit, the grain of the split over tokens */
-#define KIVI_CUDA_EDGE_COST 8u   /* cost of a unit of f16 rows, in units of codes, at most */
+#define KIVI_CUDA_EDGE_COST 8u   /* cost of a unit of f16 rows, in units of codes, at most: schedule.cu */
 #define KIVI_CUDA_SLAB 128u      /* tokens that an append takes together; a page has whole slabs */
 #define KIVI_CUDA_NOT_BAD UINT64_MAX
 

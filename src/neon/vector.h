@@ -213,6 +213,7 @@ KIVI_INLINE VS vs_of_floats(const VF *a)
     return (VS){{in_order(two_to_half(a[0], a[1])), in_order(two_to_half(a[2], a[3]))}};
 }
 
+/* From integers that fit. */
 KIVI_INLINE VS vs_narrow(const VI *a)
 {
     return (VS){{vcombine_s16(vmovn_s32(a[0]), vmovn_s32(a[1])),
