@@ -7,10 +7,25 @@
 
 /* ------------------------------------------------------------ where tokens lie */
 
-/* Rows of the ring at `slot`, or staged ones from `staged` on. */
+struct kivi_staged kivi_staged_rows(const struct kivi_plan *plan, const struct kivi_part *part,
+                                    size_t index, uint32_t head)
+{
+    const struct kivi_geometry *g = plan->step->geometry;
+    const struct kivi_step_item *item = &plan->step->items[index];
+    struct kivi_staged all = {.begin = item->before.n, .end = item->after.n};
+
+    if (kivi_only_appends(item))
+        return part->slab;
+    all.k = plan->staged_k[index] + (size_t)head * item->io.n_new * g->k_dim;
+    all.v = plan->staged_v[index] + (size_t)head * item->io.n_new * g->v_dim;
+    return all;
+}
+
+/* Rows of the ring from `ring_row` on, or new ones: `rows` has those of `staged`. */
 static struct kivi_run_of_tokens rows_at(const struct kivi_step_item *item, uint64_t position,
                                          const uint16_t *ring_row, uint32_t ring,
-                                         const uint16_t *staged, uint32_t dim)
+                                         const struct kivi_staged *staged, const uint16_t *rows,
+                                         uint32_t dim)
 {
     struct kivi_run_of_tokens run;
 
@@ -19,8 +34,8 @@ static struct kivi_run_of_tokens rows_at(const struct kivi_step_item *item, uint
         run.data = ring_row;
         run.n_tokens = min_u64(item->before.n - position, ring - position % ring);
     } else {
-        run.data = staged + (size_t)(position - item->before.n) * dim;
-        run.n_tokens = item->after.n - position;
+        run.data = rows + (size_t)(position - staged->begin) * dim;
+        run.n_tokens = staged->end - position;
     }
     return run;
 }
@@ -38,47 +53,54 @@ static struct kivi_run_of_tokens blocks_at(const struct kivi_layout *l, const vo
     return run;
 }
 
-struct kivi_run_of_tokens kivi_find_keys(const struct kivi_plan *plan, size_t index, uint32_t head,
-                                         uint64_t position)
+struct kivi_run_of_tokens kivi_find_keys(const struct kivi_plan *plan, const struct kivi_part *part,
+                                         size_t index, uint32_t head, uint64_t position)
 {
     const struct kivi_geometry *g = plan->step->geometry;
     const struct kivi_layer_geometry *l = &g->layers[plan->step->layer];
     const struct kivi_step_item *item = &plan->step->items[index];
+    struct kivi_staged staged;
 
     if (position < item->before.k_packed)
         return blocks_at(&l->k,
                          kivi_page_keys(l, item->pages[position / l->page_tokens], head, position),
                          position, item->before.k_packed, l->page_tokens);
+    staged = kivi_staged_rows(plan, part, index, head);
     return rows_at(item, position, kivi_window_key(g, item->window, head, position), g->k_ring,
-                   plan->staged_k[index] + (size_t)head * item->io.n_new * g->k_dim, g->k_dim);
+                   &staged, staged.k, g->k_dim);
 }
 
-struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t index,
+struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan,
+                                           const struct kivi_part *part, size_t index,
                                            uint32_t head, uint64_t position)
 {
     const struct kivi_geometry *g = plan->step->geometry;
     const struct kivi_layer_geometry *l = &g->layers[plan->step->layer];
     const struct kivi_step_item *item = &plan->step->items[index];
+    struct kivi_staged staged;
 
     if (position < item->before.v_packed)
         return blocks_at(
             &l->v, kivi_page_values(l, item->pages[position / l->page_tokens], head, position),
             position, item->before.v_packed, l->page_tokens);
+    staged = kivi_staged_rows(plan, part, index, head);
     return rows_at(item, position, kivi_window_value(g, item->window, head, position), g->v_ring,
-                   plan->staged_v[index] + (size_t)head * item->io.n_new * g->v_dim, g->v_dim);
+                   &staged, staged.v, g->v_dim);
 }
 
 /* ------------------------------------------------------------------ one chunk */
 
 /* Where the packed blocks of token `t` lie, if they are packed: a hint for what is read next. */
 static const void *packed_at(const struct kivi_work *w, uint64_t t,
-                             struct kivi_run_of_tokens find(const struct kivi_plan *, size_t,
+                             struct kivi_run_of_tokens find(const struct kivi_plan *,
+                                                            const struct kivi_part *, size_t,
                                                             uint32_t, uint64_t))
 {
     const struct kivi_step_item *item = &w->plan->step->items[w->task->item];
 
-    return t < item->before.k_packed ? find(w->plan, w->task->item, w->task->kv_head, t).data
-                                     : NULL;
+    return t < item->before.k_packed
+               ? find(w->plan, w->part, w->task->item, w->task->kv_head, t).data
+               : NULL;
 }
 
 /* Scores of tokens [begin, end), begin a multiple of KIVI_UNIT, into part->scores. */
@@ -93,7 +115,8 @@ static void score_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
     uint64_t t = begin;
 
     while (t < end) {
-        const struct kivi_run_of_tokens run = kivi_find_keys(w->plan, task->item, task->kv_head, t);
+        const struct kivi_run_of_tokens run =
+            kivi_find_keys(w->plan, w->part, task->item, task->kv_head, t);
         uint64_t n = min_u64(run.n_tokens, end - t);
         float *scores = w->part->scores + (t - begin);
 
@@ -188,7 +211,7 @@ static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
 
     for (t = packed > begin ? packed : begin; t < end; t += n) {
         const struct kivi_run_of_tokens run =
-            kivi_find_values(w->plan, task->item, task->kv_head, t);
+            kivi_find_values(w->plan, w->part, task->item, task->kv_head, t);
 
         n = min_u64(run.n_tokens, end - t);
         kernels->f16_accumulate(l->dim, part->scores + (t - begin), KIVI_CHUNK, task->n_rows,
@@ -206,7 +229,7 @@ static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
     }
     for (t = begin; t < packed; t += n) {
         const struct kivi_run_of_tokens run =
-            kivi_find_values(w->plan, task->item, task->kv_head, t);
+            kivi_find_values(w->plan, w->part, task->item, task->kv_head, t);
         const float *weights = part->scores + (t - begin);
         const void *next = packed_at(w->after, w->after > w ? t : t + KIVI_CHUNK, kivi_find_keys);
 

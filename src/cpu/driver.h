@@ -16,6 +16,7 @@
 #define KIVI_UNIT 128u     /* tokens; a multiple of every group size */
 #define KIVI_CHUNK 256u    /* tokens that are scored, weighed and summed before the next ones */
 #define KIVI_ROW_BLOCK 32u /* query rows of a task, and those that a part has in hand at a time */
+#define KIVI_SLAB 128u     /* tokens of one head that a part stages or quantizes at a time */
 
 struct kivi_task {
     uint32_t item, kv_head;
@@ -23,6 +24,12 @@ struct kivi_task {
     uint64_t begin, end;        /* tokens that any of the rows sees; begin is a multiple of KIVI_UNIT */
     uint64_t n_units, unit_cost;
     uint64_t cost_before; /* of all tasks before this one */
+};
+
+/* New rows of one kv head in f16: tokens [begin, end), one after the other. */
+struct kivi_staged {
+    uint16_t *k, *v;
+    uint64_t begin, end;
 };
 
 /* What one part of a step has to itself. */
@@ -34,6 +41,7 @@ struct kivi_part {
     float *sum;      /* [part_rows], of the weights */
     float *partial;  /* two results: a task begun by an earlier part, one that a later part ends */
     uint16_t *group; /* [group_size][k_dim], a key group put together from two places */
+    struct kivi_staged slab; /* of an item that only appends, at most KIVI_SLAB tokens */
     /* The first input found not finite: which == NULL if none. */
     const char *bad_name;
     uint64_t bad_item, bad_token;
@@ -53,9 +61,16 @@ struct kivi_plan {
     uint32_t task_rows;    /* of the largest task */
     uint32_t part_rows;    /* of the tasks that a part has in hand at a time, at most */
     size_t partial_floats; /* of one partial result: out [task_rows][v_dim_pad], maxima, sums */
-    uint16_t **staged_k;   /* of each item: [n_kv_heads][n_new][k_dim] */
+    uint16_t **staged_k;   /* of each item that attends: [n_kv_heads][n_new][k_dim] */
     uint16_t **staged_v;   /* [n_kv_heads][n_new][v_dim] */
 };
+
+/* Nobody reads the new rows of an item that does not attend but the part that quantizes them, while they are in a
+ * near cache. One that attends keeps them all until the end: every part reads them. */
+static inline int kivi_only_appends(const struct kivi_step_item *item)
+{
+    return item->io.n_q == 0;
+}
 
 /* A run of f16 rows, or of packed blocks, at one token of one kv head. */
 struct kivi_run_of_tokens {
@@ -64,10 +79,15 @@ struct kivi_run_of_tokens {
     uint64_t n_tokens; /* to the end of the run */
 };
 
+/* The new rows of a head that the part can read: all, or of an item that only appends the part's slab. */
+struct kivi_staged kivi_staged_rows(const struct kivi_plan *plan, const struct kivi_part *part,
+                                    size_t item, uint32_t head);
+
 /* Where tokens from `position` on lie, as the step's queries see them. */
-struct kivi_run_of_tokens kivi_find_keys(const struct kivi_plan *plan, size_t item, uint32_t head,
-                                         uint64_t position);
-struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan, size_t item, uint32_t head,
+struct kivi_run_of_tokens kivi_find_keys(const struct kivi_plan *plan, const struct kivi_part *part,
+                                         size_t item, uint32_t head, uint64_t position);
+struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan,
+                                           const struct kivi_part *part, size_t item, uint32_t head,
                                            uint64_t position);
 
 /* Plan of a step, with all its memory from `allocator`; NULL if there is none. */

@@ -6,35 +6,42 @@
 
 #include "driver.h"
 
-/* Tokens of one head that are staged or quantized by one part at a time. */
-#define SLAB 128u
-
 /* Rows of a head lie apart, a pattern that some CPUs do not follow: lines are asked for so many rows before. */
 #define ROWS_AHEAD 8
 
-/* Rows begin .. end - 1 of a head to f16. */
-static void stage_rows(struct kivi_plan *plan, struct kivi_part *part, size_t index, uint64_t begin,
-                       uint64_t end, uint32_t head, const kivi_in *in, uint16_t *to, uint32_t dim,
-                       const char *name)
+/* Rows begin .. end - 1 of a head's input to f16. Returns the first that is not finite, or end. */
+static uint64_t convert_rows(const struct kivi_plan *plan, const kivi_in *in, uint32_t head,
+                             uint64_t begin, uint64_t end, uint16_t *to, uint32_t dim)
 {
     const size_t sizes[] = {4, 2, 2}, size = sizes[in->dtype];
     const ptrdiff_t stride = in->token_stride * (ptrdiff_t)size;
     const char *rows = (const char *)in->data + (ptrdiff_t)head * in->head_stride * (ptrdiff_t)size;
-    uint64_t t;
+    uint64_t t, bad = end;
 
-    for (t = begin; t < end; t++) {
+    for (t = begin; t < end; t++, to += dim) {
         const char *row = rows + (ptrdiff_t)t * stride;
         size_t i;
 
         for (i = 0; i < dim * size && t + ROWS_AHEAD < end; i += KIVI_LINE)
             kivi_prefetch(row + ROWS_AHEAD * stride + i);
-        if (plan->kernels->to_f16[in->dtype](to + (size_t)t * dim, row, dim) || part->bad_name)
-            continue;
-        part->bad_name = name;
-        part->bad_item = index;
-        part->bad_token = t;
-        part->bad_head = head;
+        if (!plan->kernels->to_f16[in->dtype](to, row, dim) && t < bad)
+            bad = t;
     }
+    return bad;
+}
+
+static void stage_rows(const struct kivi_plan *plan, struct kivi_part *part, size_t index,
+                       const kivi_in *in, uint32_t head, uint64_t begin, uint64_t end, uint16_t *to,
+                       uint32_t dim, const char *name)
+{
+    const uint64_t bad = convert_rows(plan, in, head, begin, end, to, dim);
+
+    if (bad == end || part->bad_name)
+        return;
+    part->bad_name = name;
+    part->bad_item = index;
+    part->bad_token = bad;
+    part->bad_head = head;
 }
 
 /* `count` rows of keys from `position` on as one array; part->group holds it if they lie apart. */
@@ -45,7 +52,8 @@ static const uint16_t *gather_keys(const struct kivi_plan *plan, struct kivi_par
     uint32_t done = 0;
 
     while (done < count) {
-        const struct kivi_run_of_tokens run = kivi_find_keys(plan, index, head, position + done);
+        const struct kivi_run_of_tokens run =
+            kivi_find_keys(plan, part, index, head, position + done);
         const uint32_t n = (uint32_t)min_u64(run.n_tokens, count - done);
 
         if (n == count)
@@ -77,8 +85,8 @@ static void quantize_keys(const struct kivi_plan *plan, struct kivi_part *part, 
     }
 }
 
-static void quantize_values(const struct kivi_plan *plan, size_t index, uint32_t head,
-                            uint64_t begin, uint64_t end)
+static void quantize_values(const struct kivi_plan *plan, const struct kivi_part *part,
+                            size_t index, uint32_t head, uint64_t begin, uint64_t end)
 {
     const struct kivi_geometry *g = plan->step->geometry;
     const struct kivi_layer_geometry *l = &g->layers[plan->step->layer];
@@ -86,7 +94,7 @@ static void quantize_values(const struct kivi_plan *plan, size_t index, uint32_t
     uint64_t t = begin;
 
     while (t < end) {
-        const struct kivi_run_of_tokens run = kivi_find_values(plan, index, head, t);
+        const struct kivi_run_of_tokens run = kivi_find_values(plan, part, index, head, t);
         const uint32_t first = (uint32_t)(t % KIVI_TILE);
         const uint32_t n = (uint32_t)min_u64(min_u64(run.n_tokens, end - t), KIVI_TILE - first);
         char *block = kivi_page_values(l, item->pages[t / l->page_tokens], head, t);
@@ -103,7 +111,7 @@ static void quantize_values(const struct kivi_plan *plan, size_t index, uint32_t
 static void clip(uint64_t slab, uint64_t from, uint64_t to, uint64_t *begin, uint64_t *end)
 {
     *begin = max_u64(slab, from);
-    *end = max_u64(min_u64(slab + SLAB, to), *begin);
+    *end = max_u64(min_u64(slab + KIVI_SLAB, to), *begin);
 }
 
 static void quantize_slab(const struct kivi_plan *plan, struct kivi_part *part, size_t index,
@@ -116,39 +124,34 @@ static void quantize_slab(const struct kivi_plan *plan, struct kivi_part *part, 
     clip(slab, before->k_packed, after->k_packed, &begin, &end);
     quantize_keys(plan, part, index, head, begin, end);
     clip(slab, before->v_packed, after->v_packed, &begin, &end);
-    quantize_values(plan, index, head, begin, end);
+    quantize_values(plan, part, index, head, begin, end);
 }
 
 /* The first slab of which the step quantizes anything. */
 static uint64_t first_slab(const struct kivi_step_item *item)
 {
-    return min_u64(item->before.k_packed, item->before.v_packed) / SLAB * SLAB;
+    return min_u64(item->before.k_packed, item->before.v_packed) / KIVI_SLAB * KIVI_SLAB;
 }
 
-/* An item that does not attend is quantized as soon as its rows are known to be finite, while they are in a near
- * cache: what that writes is not visible yet. */
-static int quantizes_early(const struct kivi_step_item *item)
-{
-    return item->io.n_q == 0;
-}
-
+/* What only appends is quantized as well, as soon as its rows are known to be finite: that is not visible yet. */
 static void stage_slab(struct kivi_plan *plan, struct kivi_part *part, size_t index, uint32_t head,
                        uint64_t slab)
 {
     const struct kivi_geometry *g = plan->step->geometry;
     const struct kivi_step_item *item = &plan->step->items[index];
-    const kivi_item *io = &item->io;
     const uint64_t old = item->before.n;
+    struct kivi_staged rows;
     uint64_t begin, end;
 
     clip(slab, old, item->after.n, &begin, &end);
-    if (begin < end) {
-        stage_rows(plan, part, index, begin - old, end - old, head, &io->k,
-                   plan->staged_k[index] + (size_t)head * io->n_new * g->k_dim, g->k_dim, "k");
-        stage_rows(plan, part, index, begin - old, end - old, head, &io->v,
-                   plan->staged_v[index] + (size_t)head * io->n_new * g->v_dim, g->v_dim, "v");
-    }
-    if (quantizes_early(item) && !part->bad_name)
+    part->slab.begin = begin;
+    part->slab.end = end;
+    rows = kivi_staged_rows(plan, part, index, head);
+    stage_rows(plan, part, index, &item->io.k, head, begin - old, end - old,
+               rows.k + (size_t)(begin - rows.begin) * g->k_dim, g->k_dim, "k");
+    stage_rows(plan, part, index, &item->io.v, head, begin - old, end - old,
+               rows.v + (size_t)(begin - rows.begin) * g->v_dim, g->v_dim, "v");
+    if (kivi_only_appends(item) && !part->bad_name)
         quantize_slab(plan, part, index, head, slab);
 }
 
@@ -164,8 +167,9 @@ void kivi_stage_part(struct kivi_plan *plan, uint32_t part)
 
         if (item->io.n_new == 0)
             continue;
-        for (slab = quantizes_early(item) ? first_slab(item) : item->before.n / SLAB * SLAB;
-             slab < item->after.n; slab += SLAB) {
+        for (slab = kivi_only_appends(item) ? first_slab(item)
+                                            : item->before.n / KIVI_SLAB * KIVI_SLAB;
+             slab < item->after.n; slab += KIVI_SLAB) {
             for (head = 0; head < step->geometry->n_kv_heads; head++) {
                 if (turn++ % step->n_parts == part)
                     stage_slab(plan, &plan->parts[part], i, head, slab);
@@ -185,9 +189,9 @@ void kivi_quantize_part(struct kivi_plan *plan, uint32_t part)
         const struct kivi_step_item *item = &step->items[i];
         const uint64_t last = max_u64(item->after.k_packed, item->after.v_packed);
 
-        if (quantizes_early(item))
+        if (kivi_only_appends(item))
             continue;
-        for (slab = first_slab(item); slab < last; slab += SLAB) {
+        for (slab = first_slab(item); slab < last; slab += KIVI_SLAB) {
             for (head = 0; head < step->geometry->n_kv_heads; head++) {
                 if (turn++ % step->n_parts == part)
                     quantize_slab(plan, &plan->parts[part], i, head, slab);
@@ -196,23 +200,45 @@ void kivi_quantize_part(struct kivi_plan *plan, uint32_t part)
     }
 }
 
+/* New tokens [begin, end) to rows that lie one after the other: from the input again if they were not kept. */
+static void store_rows(const struct kivi_plan *plan, const struct kivi_step_item *item,
+                       const kivi_in *in, uint32_t head, const uint16_t *staged, uint64_t begin,
+                       uint64_t end, uint16_t *to, uint32_t dim)
+{
+    const uint64_t old = item->before.n;
+
+    if (kivi_only_appends(item))
+        convert_rows(plan, in, head, begin - old, end - old, to, dim);
+    else
+        memcpy(to, staged + (size_t)(begin - old) * dim, (size_t)(end - begin) * dim * 2);
+}
+
 static void store_head(const struct kivi_plan *plan, size_t index, uint32_t head)
 {
     const struct kivi_geometry *g = plan->step->geometry;
     const struct kivi_step_item *item = &plan->step->items[index];
-    const uint64_t old = item->before.n, n_new = item->io.n_new, n = item->after.n;
-    const uint16_t *k = plan->staged_k[index] + (size_t)head * n_new * g->k_dim;
-    const uint16_t *v = plan->staged_v[index] + (size_t)head * n_new * g->v_dim;
-    uint64_t t;
+    const uint64_t old = item->before.n, n = item->after.n;
+    const struct kivi_staged rows = kivi_staged_rows(plan, &plan->parts[0], index, head);
+    const kivi_in *k = &item->io.k, *v = &item->io.v;
+    uint64_t t, end;
 
-    for (t = old; t < min_u64(n, g->n_sink); t++) {
-        memcpy(kivi_sink_key(g, item->window, head, t), k + (t - old) * g->k_dim, g->k_dim * 2);
-        memcpy(kivi_sink_value(g, item->window, head, t), v + (t - old) * g->v_dim, g->v_dim * 2);
+    if (old < g->n_sink) {
+        end = min_u64(n, g->n_sink);
+        store_rows(plan, item, k, head, rows.k, old, end, kivi_sink_key(g, item->window, head, old),
+                   g->k_dim);
+        store_rows(plan, item, v, head, rows.v, old, end,
+                   kivi_sink_value(g, item->window, head, old), g->v_dim);
     }
-    for (t = max_u64(old, n > g->k_ring ? n - g->k_ring : 0); t < n; t++)
-        memcpy(kivi_window_key(g, item->window, head, t), k + (t - old) * g->k_dim, g->k_dim * 2);
-    for (t = max_u64(old, n > g->v_ring ? n - g->v_ring : 0); t < n; t++)
-        memcpy(kivi_window_value(g, item->window, head, t), v + (t - old) * g->v_dim, g->v_dim * 2);
+    for (t = max_u64(old, n > g->k_ring ? n - g->k_ring : 0); t < n; t = end) {
+        end = min_u64(n, (t / g->k_ring + 1) * g->k_ring);
+        store_rows(plan, item, k, head, rows.k, t, end, kivi_window_key(g, item->window, head, t),
+                   g->k_dim);
+    }
+    for (t = max_u64(old, n > g->v_ring ? n - g->v_ring : 0); t < n; t = end) {
+        end = min_u64(n, (t / g->v_ring + 1) * g->v_ring);
+        store_rows(plan, item, v, head, rows.v, t, end, kivi_window_value(g, item->window, head, t),
+                   g->v_dim);
+    }
 }
 
 void kivi_store(struct kivi_plan *plan)

@@ -82,11 +82,25 @@ static void make_tasks(struct kivi_plan *plan)
     }
 }
 
+/* Tokens of the largest slab of items that only append. */
+static uint64_t slab_tokens(const struct kivi_step *step)
+{
+    uint64_t n = 0;
+    size_t i;
+
+    for (i = 0; i < step->n_items; i++) {
+        if (kivi_only_appends(&step->items[i]))
+            n = max_u64(n, min_u64(step->items[i].io.n_new, KIVI_SLAB));
+    }
+    return n;
+}
+
 static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
 {
     const struct kivi_step *step = plan->step;
     const struct kivi_geometry *g = step->geometry;
     const struct kivi_layer_geometry *l = &g->layers[step->layer];
+    const uint64_t slab = slab_tokens(step);
     uint32_t p;
     size_t i;
 
@@ -108,11 +122,14 @@ static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
             part.partial = carve(c, 2 * plan->partial_floats, sizeof *part.partial);
         }
         part.group = carve(c, (uint64_t)g->group_size * g->k_dim, sizeof *part.group);
+        part.slab.k = carve(c, slab * g->k_dim, sizeof *part.slab.k);
+        part.slab.v = carve(c, slab * g->v_dim, sizeof *part.slab.v);
         if (c->base)
             plan->parts[p] = part;
     }
     for (i = 0; i < step->n_items; i++) {
-        const uint64_t n = step->items[i].io.n_new * g->n_kv_heads;
+        const struct kivi_step_item *item = &step->items[i];
+        const uint64_t n = kivi_only_appends(item) ? 0 : item->io.n_new * g->n_kv_heads;
         uint16_t *k = carve(c, n * g->k_dim, sizeof *k);
         uint16_t *v = carve(c, n * g->v_dim, sizeof *v);
 
