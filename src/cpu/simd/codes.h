@@ -99,7 +99,7 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
 
     KIVI_UNROLL
     for (v = 0; v < side; v++) {
-        codes[v] = vd_load(word + v * LANES);
+        codes[v] = vi_load(word + v * LANES);
         if (shift > 0)
             codes[v] = vi_shift_right(codes[v], (int)shift);
         if (bits < 8)
@@ -117,14 +117,16 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
     }
 }
 
-/* Adds the sums of a place, times its steps in a unit, to the rows' totals. */
+/* Adds the sums of a place, times its steps in a unit, to the rows' totals. The last six are constants. */
 KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
                           const struct operands *o, size_t unit, uint32_t place, uint32_t rows,
-                          uint32_t side, uint32_t n_digits)
+                          uint32_t side, uint32_t n_digits, uint32_t bits, int is_signed)
 {
+    const uint32_t kept = shift_left_over(place, bits, is_signed);
     const float *steps = o->steps + unit * STEPS + 4 * place;
     uint32_t r, v;
 
+    (void)kept; /* some instruction sets have no need of it */
     KIVI_UNROLL
     for (r = 0; r < rows; r++) {
         const VF step = vf_set(steps[r * o->steps_row]);
@@ -132,7 +134,7 @@ KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUM
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
             const VD *of_row = &sum[v][r * n_digits];
-            VI all = vd_sum(of_row[0]);
+            VI all = is_signed ? vd_sum(of_row[0]) : vd_sum_unsigned(of_row[0], kept);
 
             if (n_digits == 2) /* fits: digits are of 8 bits, and a place has at most 32 products */
                 all = vi_add(all, vi_shift_left(vd_sum(of_row[1]), 8));

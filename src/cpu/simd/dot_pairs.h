@@ -10,24 +10,26 @@ typedef VI VD;
 /* Two are coarser than floats, and from memory seldom faster. */
 #define MOST_DIGITS(bits) ((bits) == 2 ? 1u : 0u)
 
-/* A sum takes the 8 products of a place, 2 * 128 * 3 each, or 2 * 255 * 3 of unsigned digits, and more. */
-#define SHIFT_SIGNED(bits, place) ((bits) * (place))
-#define SHIFT_UNSIGNED(bits, place) ((bits) * (place))
+/* A sum takes the 8 products of a place, 2 * 128 * 12 each, or 2 * 255 * 12 of unsigned digits, which are all 16 bits:
+ * codes of place 1 stay where they are. */
+#define SHIFT_SIGNED(bits, place) ((place) < 2 ? 0 : (bits) * (place))
+#define SHIFT_UNSIGNED(bits, place) SHIFT_SIGNED(bits, place)
 
-/* a, of which compilers then know nothing more: they would add in another order, and keep words for the next
- * place, until most of it is in memory. */
+/* a, of which compilers then know nothing more: they would add in another order, until most of it is in memory. */
 KIVI_INLINE VI vi_opaque(VI a)
 {
     __asm__("" : "+v"(a)); /* any vector register */
     return a;
 }
 
-/* Words are read again for each place. */
-KIVI_INLINE VI vd_load(const uint32_t *words)
+/* Compilers would keep the words for the next place, of more than one vector in memory. */
+KIVI_INLINE const uint32_t *vd_again(const uint32_t *words, uint32_t side)
 {
-    return vi_opaque(vi_load(words));
+    if (side > 1)
+        __asm__ volatile("" : "+r"(words));
+    return words;
 }
-#define vd_load vd_load
+#define vd_again vd_again
 
 KIVI_INLINE VD vd_zero(void)
 {
@@ -49,5 +51,13 @@ KIVI_INLINE VI vd_sum(VD sum)
 {
     return vi_widen(sum);
 }
+
+KIVI_INLINE VI vd_sum_unsigned(VD sum, uint32_t kept)
+{
+    if (kept == 0)
+        return vi_widen(sum);
+    return vi_add(vi_shift_right(sum, 16), vi_and(sum, vi_set(0xffff)));
+}
+#define vd_sum_unsigned vd_sum_unsigned
 
 #endif

@@ -50,7 +50,7 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
 
     KIVI_UNROLL
     for (place = 0; place < 4; place++) {
-        const uint32_t *word = codes + place / PLACES(bits) * KIVI_TILE;
+        const uint32_t *word = vd_again(codes + place / PLACES(bits) * KIVI_TILE, side);
         VD sum[MAX_SIDE][MAX_SUMS];
 
         clear_dots(sum, rows * n_digits, side);
@@ -61,7 +61,7 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
             add_dots(sum, word, o, (size_t)set * SET + 16 * place, w, place, rows, side, n_digits,
                      bits, 1);
         }
-        add_sums(total, sum, o, set, place, rows, side, n_digits);
+        add_sums(total, sum, o, set, place, rows, side, n_digits, bits, 1);
     }
 }
 

@@ -21,7 +21,9 @@
  *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
  *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
  *                    right to fit these
- *   vd_load          codes as dot products take them, where that is not vi_load (dot_pairs.h); may be missing
+ *   vd_sum_unsigned  (sum, kept): the same of unsigned digits and codes that count 2^kept times, if they take more
+ *                    bits than vd_sum has; may be missing
+ *   vd_again         (words, side): where so many vectors are read again, for another place; may be missing
  *   HAS_CRC32C       if there are instructions for it: crc_add1, crc_add8
  *
  * src/avx2/ymm.h is one to compare with.
@@ -67,8 +69,12 @@
 #define CODE_OFFSET(bits) 0.0f
 #endif
 
-#ifndef vd_load
-#define vd_load(words) vi_load(words)
+#ifndef vd_sum_unsigned
+#define vd_sum_unsigned(sum, kept) vd_sum(sum)
+#endif
+
+#ifndef vd_again
+#define vd_again(words, side) (words)
 #endif
 
 #include "fold.h"

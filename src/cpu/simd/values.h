@@ -77,7 +77,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
 
         KIVI_UNROLL
         for (place = 0; place < 4; place++) {
-            const uint32_t *word = words + place / PLACES(bits) * stride;
+            const uint32_t *word = vd_again(words + place / PLACES(bits) * stride, side);
             VD sum[MAX_SIDE][MAX_SUMS];
 
             clear_dots(sum, rows * n_digits, side);
@@ -86,7 +86,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
                           n_digits, bits);
             else
                 add_place(sum, word, half, block, n, ahead, &o, place, rows, side, n_digits, bits);
-            add_sums(total, sum, &o, 0, place, rows, side, n_digits);
+            add_sums(total, sum, &o, 0, place, rows, side, n_digits, bits, SIGNED_WEIGHTS(bits));
         }
         words += n * block;
         o.digits += UNIT_TOKENS;
