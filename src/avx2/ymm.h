@@ -187,6 +187,15 @@ KIVI_INLINE VS vs_narrow(const VI *a)
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a[0], a[1]), 0xd8);
 }
 
+/* Of more than one vector compilers would keep the words for the next place, in memory: 16 registers do not hold them. */
+KIVI_INLINE const uint32_t *vd_again(const uint32_t *words, uint32_t side)
+{
+    if (side > 1)
+        __asm__ volatile("" : "+r"(words));
+    return words;
+}
+#define vd_again vd_again
+
 /* ------------------------------------------------ what simd/dot_pairs.h needs */
 
 /* Neighbouring bytes, unsigned times signed, and their sum in 16 bits. */

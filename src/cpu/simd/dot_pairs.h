@@ -22,15 +22,6 @@ KIVI_INLINE VI vi_opaque(VI a)
     return a;
 }
 
-/* Compilers would keep the words for the next place, of more than one vector in memory. */
-KIVI_INLINE const uint32_t *vd_again(const uint32_t *words, uint32_t side)
-{
-    if (side > 1)
-        __asm__ volatile("" : "+r"(words));
-    return words;
-}
-#define vd_again vd_again
-
 KIVI_INLINE VD vd_zero(void)
 {
     return vi_zero();
