@@ -99,7 +99,7 @@ struct kivi_cuda_share {
 template <class shape, class F> struct kivi_cuda_stream {
     const F &f;
     const kivi_cuda_share &share;
-    unsigned char *const mine;
+    uint32_t mine; /* the warp's share of shared memory */
     unsigned char *const *pages;
     const unsigned char *page; /* of the next to be fetched, */
     uint32_t at, next;         /* its place there, and its number */
@@ -107,8 +107,10 @@ template <class shape, class F> struct kivi_cuda_stream {
     __device__ __forceinline__ kivi_cuda_stream(const F &state,
                                                 const kivi_cuda_share &what,
                                                 unsigned char *memory)
-        : f(state), share(what), mine(memory), next(0)
+        : f(state), share(what), mine((uint32_t)__cvta_generic_to_shared(memory)), next(0)
     {
+        asm volatile("" : "+r"(mine));
+
         const uint32_t unit = share.unit(0), index = kivi_cuda_divide(unit, f.s.units_per_page);
 
         pages = kivi_cuda_pages(f.s, f.item) + index;
@@ -119,7 +121,13 @@ template <class shape, class F> struct kivi_cuda_stream {
     __device__ __forceinline__ void start()
     {
         for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
-            fetch(mine + i * F::BYTES);
+            fetch(stage(i));
+    }
+
+    /* Where the warp's unit number i goes. Found each time: one register less in the loop. */
+    __device__ __forceinline__ unsigned char *stage(uint32_t i) const
+    {
+        return (unsigned char *)__cvta_shared_to_generic(mine + i % shape::STAGES * F::BYTES);
     }
 
     __device__ __forceinline__ void fetch(unsigned char *to)
@@ -140,18 +148,18 @@ template <class shape, class F> struct kivi_cuda_stream {
 template <class shape, bool precise, class F>
 __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape, F> &stream)
 {
-    unsigned char *const last = stream.mine + (shape::STAGES - 1) * F::BYTES;
-    unsigned char *stage = stream.mine;
     uint32_t left_out = 0;
 
 #pragma unroll 1
     for (uint32_t i = 0; i < stream.share.n; i++) {
         kivi_cuda_copy_wait<shape::STAGES - 2>();
         __syncwarp();
-        stream.fetch(stage == stream.mine ? last : stage - F::BYTES);
-        if (!kivi_cuda_plain_unit<precise>(f, stage) && f.lane == i / 32)
-            left_out |= 1u << i % 32;
-        stage = stage == last ? stream.mine : stage + F::BYTES;
+        stream.fetch(stream.stage(i + shape::STAGES - 1));
+        if (!kivi_cuda_plain_unit<precise>(f, stream.stage(i))) {
+            asm volatile(""); /* a branch: these bits are seldom needed, and may be in memory */
+            if (f.lane == i / 32)
+                left_out |= 1u << i % 32;
+        }
     }
     kivi_cuda_copy_wait<0>();
     __syncwarp();

@@ -244,8 +244,10 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
                     result[r * s.v.dim + c] = out[i][r];
         }
         if (threadIdx.x < KIVI_CUDA_ROWS) {
-            result[KIVI_CUDA_ROWS * s.v.dim + threadIdx.x] = m.max[threadIdx.x];
-            result[KIVI_CUDA_ROWS * (s.v.dim + 1) + threadIdx.x] = m.sum[threadIdx.x];
+            float *ends = result + kivi_cuda_ends(s.v.dim, threadIdx.x);
+
+            ends[0] = m.max[threadIdx.x];
+            ends[1] = m.sum[threadIdx.x];
         }
         __syncthreads();
         kivi_cuda_finish(s, item, g, {result, 1, 0, s.v.dim}, room, ROOM);

@@ -212,7 +212,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     /* This warp's result: [rows][D] outputs, then unit and sum of each row. */
     __device__ __forceinline__ void store(float *result) const
     {
-        const float down = 0x1p-11f;
+        const float down = 0x1p-11f, end[2] = {rest[0] * down, rest[1] * down};
 
 #pragma unroll
         for (int i = 0; i < CHUNKS; i++) {
@@ -220,22 +220,17 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
 
 #pragma unroll
             for (int j = 0; j < 2; j++) {
-                const float b = __shfl_sync(0xffffffffu, rest[j], from);
+                const float b = __shfl_sync(0xffffffffu, end[j], from);
 
 #pragma unroll
                 for (int m = 0; m < 2; m++)
                     *(float2 *)&result[(2 * t + j) * D + 32 * i + 4 * g + 2 * m] =
-                        make_float2(fmaf(out[2 * i + m][j], 0x1p24f, b) * down,
-                                    fmaf(out[2 * i + m][j + 2], 0x1p24f, b) * down);
+                        make_float2(fmaf(out[2 * i + m][j], 0x1p24f * down, b),
+                                    fmaf(out[2 * i + m][j + 2], 0x1p24f * down, b));
             }
         }
-        if (g == 7) {
-#pragma unroll
-            for (int j = 0; j < 2; j++) {
-                result[KIVI_CUDA_ROWS * D + 2 * t + j] = unit[j];
-                result[KIVI_CUDA_ROWS * (D + 1) + 2 * t + j] = rest[j] * down;
-            }
-        }
+        if (g == 7)
+            *(float4 *)&result[kivi_cuda_ends(D, 2 * t)] = make_float4(unit[0], end[0], unit[1], end[1]);
     }
 };
 

@@ -10,11 +10,17 @@
 
 /*
  * A result, `width` channels wide: [rows of a tile][width] unnormalized outputs; of each row the unit of its
- * weights (their exponents, base 2, are relative to it); of each row their sum.
+ * weights (their exponents, base 2, are relative to it) and their sum.
  */
 __device__ __forceinline__ uint32_t kivi_cuda_result_floats(uint32_t width)
 {
     return KIVI_CUDA_ROWS * (width + 2);
+}
+
+/* Where a row's unit and sum are. */
+__device__ __forceinline__ uint32_t kivi_cuda_ends(uint32_t width, uint32_t row)
+{
+    return KIVI_CUDA_ROWS * width + 2 * row;
 }
 
 /* A lane's channel quad of a row of a result. */
@@ -23,20 +29,16 @@ struct kivi_cuda_quad {
     float unit, sum; /* of the row */
 };
 
-/* Takes n more results, at most 64, into the scale and the sum of `to`, by one warp. Lane j has the units and the sums
- * of results j and 32 + j, and gets in `sum` what their outputs count. */
-__device__ __forceinline__ void kivi_cuda_weigh_results(kivi_cuda_quad &to, uint32_t n, const float unit[2],
-                                                        float sum[2])
+/* Takes more results into the scale and the sum of `to`, by one warp. Lane j has the units and the sums of results j and
+ * 32 + j, sums of 0 of those that are not there, and gets in `sum` what their outputs count. */
+__device__ __forceinline__ void kivi_cuda_weigh_results(kivi_cuda_quad &to, const float unit[2], float sum[2])
 {
     float max = to.sum > 0 ? to.unit : -INFINITY, total = 0, keep;
 
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        if (threadIdx.x % 32 + 32 * i >= n)
-            sum[i] = 0;
+    for (int i = 0; i < 2; i++)
         if (sum[i] > 0)
             max = fmaxf(max, unit[i]);
-    }
 #pragma unroll
     for (int i = 16; i > 0; i /= 2)
         max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, i));
@@ -86,7 +88,7 @@ __device__ __forceinline__ void kivi_cuda_write(const kivi_cuda_item &item, int6
         float *to = (float *)item.out + at;
 
         if (((uintptr_t)to & 15) == 0)
-            *(float4 *)to = make_float4(y[0], y[1], y[2], y[3]);
+            __stcg((float4 *)to, make_float4(y[0], y[1], y[2], y[3]));
         else
             for (int i = 0; i < 4; i++)
                 to[i] = y[i];
@@ -100,7 +102,7 @@ __device__ __forceinline__ void kivi_cuda_write(const kivi_cuda_item &item, int6
         for (int i = 0; i < 4; i++)
             quad.half[i] = kivi_cuda_output(y[i]);
         if (((uintptr_t)to & 7) == 0)
-            *(uint2 *)to = quad.all;
+            __stcg((uint2 *)to, quad.all);
         else
             for (int i = 0; i < 4; i++)
                 to[i] = quad.half[i];
@@ -156,11 +158,9 @@ __device__ __forceinline__ void kivi_cuda_leave(const kivi_cuda_step &s, const k
 {
     float *partial = kivi_cuda_partial(s, g, blockIdx.x - g.first_part, width);
 
-    *(float4 *)&partial[row * width + c] = q.x;
-    if (c == 0) {
-        partial[KIVI_CUDA_ROWS * width + row] = q.unit;
-        partial[KIVI_CUDA_ROWS * (width + 1) + row] = q.sum;
-    }
+    __stcg((float4 *)&partial[row * width + c], q.x);
+    if (c == 0)
+        __stcg((float2 *)&partial[kivi_cuda_ends(width, row)], make_float2(q.unit, q.sum));
 }
 
 /* Counts this part among those that are done with a row: their number before. What the block wrote before its
@@ -187,7 +187,7 @@ __device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum(const kivi_cuda_step &s,
                                                         float4 *room, uint32_t fit)
 {
     const uint32_t n_results = merge ? g.last_part - g.first_part + 1 : own.n, lane = threadIdx.x % 32;
-    const uint32_t most = merge && fit < 64 ? fit : 64, ends_at = KIVI_CUDA_ROWS * own.width + row;
+    const uint32_t most = merge && fit < 64 ? fit : 64, ends_at = kivi_cuda_ends(own.width, row);
     const uint32_t from = row * own.width + (c < own.width ? c : 0); /* all lanes take part */
     kivi_cuda_quad quad = {};
 
@@ -198,11 +198,14 @@ __device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum(const kivi_cuda_step &s,
 
 #pragma unroll
         for (uint32_t i = 0; i < 2; i++) {
-            const uint32_t j = lane + 32 * i < n ? lane + 32 * i : 0;
-            const float *ends = merge ? kivi_cuda_partial(s, g, begin + j, own.width) : own.results + j * own.stride;
+            const uint32_t j = lane + 32 * i;
+            float2 ends = {0, 0};
 
-            unit[i] = merge ? __ldcg(ends + ends_at) : ends[ends_at];
-            sum[i] = merge ? __ldcg(ends + ends_at + KIVI_CUDA_ROWS) : ends[ends_at + KIVI_CUDA_ROWS];
+            if (j < n)
+                ends = merge ? __ldcg((const float2 *)(kivi_cuda_partial(s, g, begin + j, own.width) + ends_at))
+                             : *(const float2 *)(own.results + j * own.stride + ends_at);
+            unit[i] = ends.x;
+            sum[i] = ends.y;
         }
         if (merge) {
             const float *x = kivi_cuda_partial(s, g, begin, own.width) + from;
@@ -214,7 +217,7 @@ __device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum(const kivi_cuda_step &s,
             }
             kivi_cuda_copy_commit();
         }
-        kivi_cuda_weigh_results(quad, n, unit, sum); /* while copies are on their way */
+        kivi_cuda_weigh_results(quad, unit, sum); /* while copies are on their way */
         kivi_cuda_copy_wait<0>();
         kivi_cuda_add_results(quad, n, sum, merge ? (const float *)&room[lane] : own.results + from,
                               merge ? 128 : own.stride);
@@ -249,7 +252,8 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const 
 {
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile), n_warps = blockDim.x / 32;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const uint32_t piece = quads / (n_rows < n_warps ? n_rows : n_warps);
+    const uint32_t at_once = n_rows < n_warps ? n_rows : n_warps;
+    const uint32_t piece = quads >> (32 - __clz(at_once - 1)); /* nothing divides: that takes long */
     const bool shared = g.first_part != g.last_part;
 
     /* One loop for both: code is slow the first time that it runs, and the second time others wait. */
