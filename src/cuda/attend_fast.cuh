@@ -109,7 +109,7 @@ template <class shape, class F> struct kivi_cuda_stream {
                                                 unsigned char *memory)
         : f(state), share(what), mine((uint32_t)__cvta_generic_to_shared(memory)), next(0)
     {
-        asm volatile("" : "+r"(mine));
+        asm volatile("" : "+r"(mine)); /* one register: not what it is made of */
 
         const uint32_t unit = share.unit(0), index = kivi_cuda_divide(unit, f.s.units_per_page);
 
@@ -124,7 +124,7 @@ template <class shape, class F> struct kivi_cuda_stream {
             fetch(stage(i));
     }
 
-    /* Where the warp's unit number i goes. Found each time: one register less in the loop. */
+    /* Where the warp's unit number i goes. Found each time: carried along, it takes registers that the loop needs. */
     __device__ __forceinline__ unsigned char *stage(uint32_t i) const
     {
         return (unsigned char *)__cvta_shared_to_generic(mine + i % shape::STAGES * F::BYTES);
