@@ -384,7 +384,8 @@ KIVI_API kivi_status kivi_attend(kivi_cache *cache, uint32_t layer, kivi_seq seq
  * kivi_run on the host's own threads. Between begin and end, for each phase in order, every part
  * 0 .. n_parts-1 is run once, by any thread; all parts of a phase must have returned before the
  * next phase starts (that barrier is the host's). Nothing is visible in the cache before kivi_work_end
- * returns KIVI_OK. The arrays of the items must stay valid until then; `items` itself is copied.
+ * returns KIVI_OK. The arrays of the items must stay valid until then, the inputs as they are; `items`
+ * itself is copied.
  */
 typedef struct kivi_work kivi_work;
 
