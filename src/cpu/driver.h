@@ -16,7 +16,7 @@
 #define KIVI_UNIT 128u     /* tokens; a multiple of every group size */
 #define KIVI_CHUNK 256u    /* tokens that are scored, weighed and summed before the next ones */
 #define KIVI_ROW_BLOCK 32u /* query rows of a task, and those that a part has in hand at a time */
-#define KIVI_SLAB 128u     /* tokens of one head that a part stages or quantizes at a time */
+#define KIVI_SLAB 128u     /* tokens of a head that a part stages or quantizes at a time; as KIVI_UNIT */
 
 struct kivi_task {
     uint32_t item, kv_head;

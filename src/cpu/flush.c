@@ -200,7 +200,8 @@ void kivi_quantize_part(struct kivi_plan *plan, uint32_t part)
     }
 }
 
-/* New tokens [begin, end) to rows that lie one after the other: from the input again if they were not kept. */
+/* New tokens [begin, end) to rows that lie one after the other: from the input again if the item only appends, since its
+ * staged rows were not kept. */
 static void store_rows(const struct kivi_plan *plan, const struct kivi_step_item *item,
                        const kivi_in *in, uint32_t head, const uint16_t *staged, uint64_t begin,
                        uint64_t end, uint16_t *to, uint32_t dim)
@@ -213,32 +214,32 @@ static void store_rows(const struct kivi_plan *plan, const struct kivi_step_item
         memcpy(to, staged + (size_t)(begin - old) * dim, (size_t)(end - begin) * dim * 2);
 }
 
+/* The new keys or values of a head to its sinks and its ring, `length` rows long. */
+static void store_side(const struct kivi_plan *plan, const struct kivi_step_item *item,
+                       const kivi_in *in, uint32_t head, const uint16_t *staged, uint16_t *sinks,
+                       uint16_t *ring, uint32_t length, uint32_t dim)
+{
+    const uint64_t old = item->before.n, n = item->after.n, n_sink = plan->step->geometry->n_sink;
+    uint64_t t, end;
+
+    if (old < n_sink)
+        store_rows(plan, item, in, head, staged, old, min_u64(n, n_sink), sinks + old * dim, dim);
+    for (t = max_u64(old, n > length ? n - length : 0); t < n; t = end) {
+        end = min_u64(n, (t / length + 1) * length);
+        store_rows(plan, item, in, head, staged, t, end, ring + t % length * dim, dim);
+    }
+}
+
 static void store_head(const struct kivi_plan *plan, size_t index, uint32_t head)
 {
     const struct kivi_geometry *g = plan->step->geometry;
     const struct kivi_step_item *item = &plan->step->items[index];
-    const uint64_t old = item->before.n, n = item->after.n;
-    const struct kivi_staged rows = kivi_staged_rows(plan, &plan->parts[0], index, head);
-    const kivi_in *k = &item->io.k, *v = &item->io.v;
-    uint64_t t, end;
+    const struct kivi_staged rows = kivi_staged_rows(plan, plan->parts, index, head);
 
-    if (old < g->n_sink) {
-        end = min_u64(n, g->n_sink);
-        store_rows(plan, item, k, head, rows.k, old, end, kivi_sink_key(g, item->window, head, old),
-                   g->k_dim);
-        store_rows(plan, item, v, head, rows.v, old, end,
-                   kivi_sink_value(g, item->window, head, old), g->v_dim);
-    }
-    for (t = max_u64(old, n > g->k_ring ? n - g->k_ring : 0); t < n; t = end) {
-        end = min_u64(n, (t / g->k_ring + 1) * g->k_ring);
-        store_rows(plan, item, k, head, rows.k, t, end, kivi_window_key(g, item->window, head, t),
-                   g->k_dim);
-    }
-    for (t = max_u64(old, n > g->v_ring ? n - g->v_ring : 0); t < n; t = end) {
-        end = min_u64(n, (t / g->v_ring + 1) * g->v_ring);
-        store_rows(plan, item, v, head, rows.v, t, end, kivi_window_value(g, item->window, head, t),
-                   g->v_dim);
-    }
+    store_side(plan, item, &item->io.k, head, rows.k, kivi_sink_key(g, item->window, head, 0),
+               kivi_window_key(g, item->window, head, 0), g->k_ring, g->k_dim);
+    store_side(plan, item, &item->io.v, head, rows.v, kivi_sink_value(g, item->window, head, 0),
+               kivi_window_value(g, item->window, head, 0), g->v_ring, g->v_dim);
 }
 
 void kivi_store(struct kivi_plan *plan)
