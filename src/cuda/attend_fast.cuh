@@ -155,11 +155,8 @@ __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape,
         kivi_cuda_copy_wait<shape::STAGES - 2>();
         __syncwarp();
         stream.fetch(stream.stage(i + shape::STAGES - 1));
-        if (!kivi_cuda_plain_unit<precise>(f, stream.stage(i))) {
-            asm volatile(""); /* a branch: these bits are seldom needed, and may be in memory */
-            if (f.lane == i / 32)
-                left_out |= 1u << i % 32;
-        }
+        if (!kivi_cuda_plain_unit<precise>(f, stream.stage(i)) && f.lane == i / 32)
+            left_out |= 1u << i % 32;
     }
     kivi_cuda_copy_wait<0>();
     __syncwarp();

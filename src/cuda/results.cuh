@@ -78,6 +78,8 @@ __device__ __forceinline__ __half kivi_cuda_output(float x)
     return __float2half_rn(fminf(fmaxf(x, -65504.0f), 65504.0f));
 }
 
+/* Stores of vectors are __stcg: as assignments compilers make them one for each number. */
+
 /* Writes one channel quad of one row, normalized. */
 __device__ __forceinline__ void kivi_cuda_write(const kivi_cuda_item &item, int64_t at, float4 x,
                                                 float factor)
@@ -253,7 +255,7 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const 
     const uint32_t n_rows = kivi_cuda_tile_rows(s, item, g.tile), n_warps = blockDim.x / 32;
     const uint32_t warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const uint32_t at_once = n_rows < n_warps ? n_rows : n_warps;
-    const uint32_t piece = quads >> (32 - __clz(at_once - 1)); /* nothing divides: that takes long */
+    const uint32_t piece = quads >> (32 - __clz(at_once - 1)); /* a division takes long */
     const bool shared = g.first_part != g.last_part;
 
     /* One loop for both: code is slow the first time that it runs, and the second time others wait. */
