@@ -187,6 +187,8 @@ KIVI_INLINE VS vs_narrow(const VI *a)
     return _mm256_permute4x64_epi64(_mm256_packs_epi32(a[0], a[1]), 0xd8);
 }
 
+/* ----------------------------------------------------- what simd/codes.h needs */
+
 /* Of more than one vector compilers would keep the words for the next place, in memory: 16 registers do not hold them. */
 KIVI_INLINE const uint32_t *vd_again(const uint32_t *words, uint32_t side)
 {
