@@ -91,23 +91,20 @@ kivi_status kivi_cuda_block_write(void *context, void *block, size_t offset, con
 /* What the attention of a step takes, in units of codes. */
 struct kivi_cuda_work {
     uint64_t cost, n_tasks;
-    uint64_t task_cost; /* of every task; 0 if they differ */
 };
 
 /* schedule.cu. Finds the work, and each item's share in it; false if it is too much for one call. */
 bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda_work *work);
 
-/* How many parts to make of it: so that all have something to do, and, if few remain idle by it, so that none
- * begins in one task and ends in another, which costs it as much as many units. */
-uint32_t kivi_cuda_choose_parts(const kivi_cuda_split *split, const kivi_cuda_work *work);
-
 /* In small parts or large ones. Of the small ones more overlap on a multiprocessor, when they begin and end. Where many
  * parts share a task, merging what they leave takes longer. */
 const kivi_cuda_split *kivi_cuda_choose_split(const kivi_cuda_path *path, const kivi_cuda_work *work);
 
-/* Divides it into n equal shares. Returns how many of them have a unit: the parts. `starts` takes n + 1. */
+/* Divides it into parts, which all have something to do. A part that begins in one task and ends in another pays for
+ * two ends, so none does if that takes not much more. Returns how many there are; `starts` takes one more than the
+ * device runs at a time. */
 uint32_t kivi_cuda_divide_work(const kivi_cuda_step *s, const kivi_cuda_item *items, const kivi_cuda_work *work,
-                               uint32_t n, kivi_cuda_start *starts);
+                               const kivi_cuda_split *split, kivi_cuda_start *starts);
 
 /* run.cu */
 kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *error);

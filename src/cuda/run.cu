@@ -291,8 +291,7 @@ bool divide(const kivi_step *step, const kivi_cuda_path *path, pending *p)
         const kivi_cuda_split *split = kivi_cuda_choose_split(path, &p->work);
 
         p->args.n_warps = split->n_warps;
-        p->args.n_parts = kivi_cuda_divide_work(&p->args, items, &p->work,
-                                                kivi_cuda_choose_parts(split, &p->work),
+        p->args.n_parts = kivi_cuda_divide_work(&p->args, items, &p->work, split,
                                                 (kivi_cuda_start *)(p->tables + p->args.starts_at));
     }
     return true;

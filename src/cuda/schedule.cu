@@ -7,6 +7,7 @@ namespace {
 struct place {
     uint32_t item, unit;
     uint64_t task, task_starts;
+    uint32_t begun_by; /* the part that began the task */
 };
 
 /* Codes come first, then rows. */
@@ -43,14 +44,108 @@ uint64_t n_tasks(const kivi_cuda_item &item, uint32_t n_kv_heads)
     return (uint64_t)item.n_tiles * n_kv_heads;
 }
 
+uint64_t divide_up(uint64_t a, uint64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* What is divided, and how: in equal shares, wherever they end, or so that none ends one task and begins another
+ * that it does not end. */
+struct division {
+    const kivi_cuda_item *items;
+    uint32_t n_items, n_kv_heads;
+    uint64_t cost;
+    uint32_t n;     /* shares, if equal */
+    uint64_t share; /* what one has at most, if they end with tasks; else 0 */
+};
+
+/* Goes on to the item that has the next task; false if there is none. */
+bool find_task(const division &d, place &at)
+{
+    while (at.task == n_tasks(d.items[at.item], d.n_kv_heads)) {
+        if (at.item + 1 == d.n_items)
+            return false;
+        at = {at.item + 1, 0, 0, at.task_starts, at.begun_by};
+    }
+    return true;
+}
+
+/* How many shares there are of at most `share`, if they end with tasks: a larger task has shares of its own, all
+ * alike; of others there are in one as many as fit, in their order. */
+uint64_t count_shares(const division &d, uint64_t share)
+{
+    uint64_t n = 0, room = 0; /* in the last one */
+
+    for (uint32_t i = 0; i < d.n_items; i++) {
+        const uint64_t cost = task_cost(d.items[i]);
+        uint64_t left = n_tasks(d.items[i], d.n_kv_heads);
+
+        if (cost > share) {
+            n += left * divide_up(cost, share);
+            room = left ? 0 : room;
+            continue;
+        }
+        const uint64_t at_once = share / cost, fit = room / cost < left ? room / cost : left;
+
+        left -= fit;
+        room -= fit * cost;
+        if (left) {
+            n += divide_up(left, at_once);
+            room = share - ((left - 1) % at_once + 1) * cost;
+        }
+    }
+    return n;
+}
+
+/* The smallest shares that end with tasks, if they are `n` at most; 0 if equal ones take less, which end wherever
+ * they do: as measured, to end one task and begin another costs a part 5 units for each of its warps. */
+uint64_t find_share(const division &d, uint32_t n_warps)
+{
+    uint64_t low = divide_up(d.cost, d.n), high = low + 5 * n_warps;
+
+    if (count_shares(d, high) > d.n)
+        return 0;
+    while (low < high) {
+        const uint64_t share = (low + high) / 2;
+
+        if (count_shares(d, share) <= d.n)
+            high = share;
+        else
+            low = share + 1;
+    }
+    return high;
+}
+
+/* Where the share ends that begins at `at`, number i of all, and number `of_task` of its task. */
+uint64_t share_end(const division &d, const place &at, uint32_t i, uint32_t of_task)
+{
+    uint64_t end = at.task_starts, cost = task_cost(d.items[at.item]), task = at.task, room = d.share;
+
+    if (d.share == 0)
+        return (uint64_t)(i + 1) * d.cost / d.n;
+    if (cost > d.share)
+        return end + (uint64_t)(of_task + 1) * cost / divide_up(cost, d.share);
+    for (uint32_t item = at.item; item < d.n_items; item++, task = 0) {
+        const uint64_t left = n_tasks(d.items[item], d.n_kv_heads) - task;
+        uint64_t fit;
+
+        cost = task_cost(d.items[item]);
+        fit = room / cost < left ? room / cost : left;
+        end += fit * cost;
+        room -= fit * cost;
+        if (fit < left)
+            break;
+    }
+    return end;
+}
+
 } // namespace
 
 bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda_work *work)
 {
     const uint64_t window = step->attention.window;
-    bool first_one = true;
 
-    *work = {0, 0, 0};
+    *work = {0, 0};
     for (size_t i = 0; i < step->n_items; i++) {
         const kivi_step_item *from = &step->items[i];
         const uint64_t n = from->after.n, rows = from->io.n_q * step->geometry->heads_per_kv;
@@ -71,13 +166,6 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda
         items[i].n_tiles = (uint32_t)((rows + KIVI_CUDA_ROWS - 1) / KIVI_CUDA_ROWS);
         items[i].edge_cost = edge_cost(&step->geometry->layers[step->layer], n > from->before.k_packed);
         tasks = n_tasks(items[i], step->geometry->n_kv_heads);
-        if (tasks == 0)
-            continue;
-        if (first_one || work->task_cost == task_cost(items[i]))
-            work->task_cost = task_cost(items[i]);
-        else
-            work->task_cost = 0;
-        first_one = false;
         work->n_tasks += tasks;
         work->cost += tasks * task_cost(items[i]);
     }
@@ -89,67 +177,51 @@ const kivi_cuda_split *kivi_cuda_choose_split(const kivi_cuda_path *path, const 
     return work->n_tasks <= path->few_tasks ? &path->large : &path->small;
 }
 
-uint32_t kivi_cuda_choose_parts(const kivi_cuda_split *split, const kivi_cuda_work *work)
-{
-    const uint64_t tasks = work->n_tasks, most = work->cost / split->least_cost;
-    const uint64_t n = most < 1 ? 1 : most < split->max_parts ? most : split->max_parts;
-    uint64_t even = n;
-
-    if (work->task_cost && tasks > n)
-        even = tasks / ((tasks + n - 1) / n);
-    else if (work->task_cost && tasks)
-        even = n / tasks * tasks;
-    if (tasks > n && tasks % even)
-        even = n;
-    return (uint32_t)(even * 8 >= n * 7 ? even : n);
-}
-
 uint32_t kivi_cuda_divide_work(const kivi_cuda_step *s, const kivi_cuda_item *items, const kivi_cuda_work *work,
-                               uint32_t n, kivi_cuda_start *starts)
+                               const kivi_cuda_split *split, kivi_cuda_start *starts)
 {
-    place at = {0, 0, 0, 0};
-    uint32_t begun_by = 0, n_parts = 0; /* the part that began the task at `at`; parts that have a unit */
+    const uint64_t most = work->cost / split->least_cost;
+    division d = {items, s->n_items, s->n_kv_heads, work->cost, 0, 0};
+    place at = {0, 0, 0, 0, 0};
+    uint32_t n_parts = 0, of_task = 0; /* parts that have a unit; shares of the task at `at`, until now */
 
-    for (uint32_t i = 0; i < n; i++) {
-        const uint64_t share_ends = (uint64_t)(i + 1) * work->cost / n;
+    d.n = (uint32_t)(most < 1 ? 1 : most < split->max_parts ? most : split->max_parts);
+    d.share = find_share(d, split->n_warps);
+    for (uint32_t i = 0; find_task(d, at); i++) {
+        const uint64_t end = share_end(d, at, i, of_task);
         kivi_cuda_start *start = &starts[n_parts];
 
         start->n_tasks = 0;
-        for (;;) {
+        while (find_task(d, at) && at.task_starts + unit_start(items[at.item], at.unit) < end) {
             const kivi_cuda_item &item = items[at.item];
             const uint64_t tasks = n_tasks(item, s->n_kv_heads), cost = task_cost(item);
 
-            if (at.task == tasks && at.item + 1 < s->n_items) {
-                at = {at.item + 1, 0, 0, at.task_starts};
-                continue;
-            }
-            if (at.task == tasks || at.task_starts + unit_start(item, at.unit) >= share_ends)
-                break;
             if (at.unit == 0)
-                begun_by = n_parts;
+                at.begun_by = n_parts;
             if (start->n_tasks == 0) {
                 start->item = (uint16_t)at.item;
                 start->head = (uint16_t)(at.task / item.n_tiles);
                 start->tile = (uint32_t)(at.task % item.n_tiles);
                 start->unit = at.unit;
-                start->first_part = (uint16_t)begun_by;
+                start->first_part = (uint16_t)at.begun_by;
             }
 
-            const uint32_t end = unit_at(item, share_ends - at.task_starts);
+            const uint32_t unit = unit_at(item, end - at.task_starts);
 
-            if (end < item.n_units) {
-                at.unit = end;
+            if (unit < item.n_units) {
+                at.unit = unit;
                 start->n_tasks++;
             } else { /* the task ends here, and perhaps some more */
-                uint64_t whole = (share_ends - at.task_starts) / cost;
+                uint64_t whole = (end - at.task_starts) / cost;
 
                 whole = whole < 1 ? 1 : whole < tasks - at.task ? whole : tasks - at.task;
-                for (uint32_t j = begun_by + 1; j <= n_parts; j++)
+                for (uint32_t j = at.begun_by + 1; j <= n_parts; j++)
                     starts[j].last_part = (uint16_t)n_parts;
                 start->n_tasks += (uint32_t)whole;
-                at = {at.item, 0, at.task + whole, at.task_starts + whole * cost};
+                at = {at.item, 0, at.task + whole, at.task_starts + whole * cost, n_parts};
             }
         }
+        of_task = at.unit > 0 ? of_task + 1 : 0;
         n_parts += start->n_tasks > 0;
     }
     starts[n_parts].unit = 0; /* the last part ends with a task */
