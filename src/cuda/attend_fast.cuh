@@ -13,7 +13,7 @@
 
 #include "fast_rows.cuh"
 
-/* Units of a warp in one round: those that it left out are bits of the lanes' words. */
+/* Units of a warp in one round, at most: those that it left out are bits of the lanes' words. */
 #define KIVI_CUDA_ROUND 1024u
 
 template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
@@ -32,11 +32,31 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
     static_assert(STAGES * BYTES <= ROOM && LAST <= ROOM, "they fit");
     static constexpr int WARP_BYTES = (STAGES * BYTES > LAST ? STAGES * BYTES : LAST) + 127 & ~127;
     static constexpr int BLOCKS = 16 / WARPS; /* of an SM, at least; of twice as many warps, half */
+    static constexpr uint32_t ROUND = (KIVI_CUDA_ROUND - 64) * WARPS; /* no warp has 64 units more than others */
 };
 
 /* The units of a segment that are codes and that all rows of the tile see in full: [begin, end). */
 struct kivi_cuda_plain {
     uint32_t begin, end;
+};
+
+/* The other units of a segment. */
+__device__ __forceinline__ uint32_t kivi_cuda_n_edges(const kivi_cuda_segment &segment, const kivi_cuda_plain &plain)
+{
+    return segment.end - segment.begin - (plain.end - plain.begin);
+}
+
+/* A block's units of codes go in rounds, and nearly always in one: number i of them. Found where it is needed: carried
+ * along, it takes registers that the loop over units needs. */
+template <class shape> struct kivi_cuda_round {
+    uint32_t begin, end; /* units */
+    bool last;
+
+    __device__ __forceinline__ kivi_cuda_round(const kivi_cuda_plain &plain, uint32_t i)
+        : begin(plain.begin + i * shape::ROUND), last(plain.end - begin <= shape::ROUND)
+    {
+        end = last ? plain.end : begin + shape::ROUND;
+    }
 };
 
 /* What a block works on, for all of its warps. */
@@ -65,17 +85,17 @@ __device__ __forceinline__ void kivi_cuda_next_task(const kivi_cuda_step &s, uin
 }
 
 /*
- * What a warp does in a round of units begin .. end - 1 of codes, and of edges. Edges are dealt out from the
- * last warp on; to those that have one less, the first `ahead`, go so many more units of codes: the first
+ * What a warp does in a round of units of codes, and of edges. Edges are dealt out from the last warp on; to those
+ * that have one less, the first `ahead`, go so many more units of codes: the first
  * `lead` are dealt to all in turn, the rest to these. A block has a power of 2 of warps.
  */
 struct kivi_cuda_share {
-    uint32_t begin, warp, ahead, lead, n; /* n: units of codes of this warp */
+    uint32_t warp, ahead, lead, n; /* n: units of codes of this warp */
 
-    __device__ __forceinline__ kivi_cuda_share(uint32_t from, uint32_t to, uint32_t n_edges, uint32_t edge_cost)
-        : begin(from), warp(threadIdx.x / 32), ahead(warps() - (n_edges & (warps() - 1)))
+    __device__ __forceinline__ kivi_cuda_share(uint32_t n_units, uint32_t n_edges, uint32_t edge_cost)
+        : warp(threadIdx.x / 32), ahead(warps() - (n_edges & (warps() - 1)))
     {
-        const uint32_t n_units = to - from, extra = ahead < warps() ? ahead * edge_cost : 0;
+        const uint32_t extra = ahead < warps() ? ahead * edge_cost : 0;
         uint32_t rest;
 
         lead = n_units > extra ? (n_units - extra) >> (31 - __clz(warps())) : 0;
@@ -88,10 +108,10 @@ struct kivi_cuda_share {
         return blockDim.x / 32;
     }
 
-    /* The warp's unit number i. */
+    /* The warp's unit number i, as a number of the round's. */
     __device__ __forceinline__ uint32_t unit(uint32_t i) const
     {
-        return begin + warp + (i < lead ? i * warps() : lead * warps() + (i - lead) * ahead);
+        return warp + (i < lead ? i * warps() : lead * warps() + (i - lead) * ahead);
     }
 };
 
@@ -102,16 +122,16 @@ template <class shape, class F> struct kivi_cuda_stream {
     uint32_t mine; /* the warp's share of shared memory */
     unsigned char *const *pages;
     const unsigned char *page; /* of the next to be fetched, */
-    uint32_t at, next;         /* its place there, and its number */
+    uint32_t at;               /* and its place there */
 
     __device__ __forceinline__ kivi_cuda_stream(const F &state,
-                                                const kivi_cuda_share &what,
+                                                const kivi_cuda_share &what, uint32_t begin,
                                                 unsigned char *memory)
-        : f(state), share(what), mine((uint32_t)__cvta_generic_to_shared(memory)), next(0)
+        : f(state), share(what), mine((uint32_t)__cvta_generic_to_shared(memory))
     {
         asm volatile("" : "+r"(mine)); /* one register: not what it is made of */
 
-        const uint32_t unit = share.unit(0), index = kivi_cuda_divide(unit, f.s.units_per_page);
+        const uint32_t unit = begin + share.unit(0), index = kivi_cuda_divide(unit, f.s.units_per_page);
 
         pages = kivi_cuda_pages(f.s, f.item) + index;
         at = unit - index * f.s.units_per_page.by;
@@ -121,7 +141,7 @@ template <class shape, class F> struct kivi_cuda_stream {
     __device__ __forceinline__ void start()
     {
         for (uint32_t i = 0; i + 1 < shape::STAGES; i++)
-            fetch(stage(i));
+            fetch(i);
     }
 
     /* Where the warp's unit number i goes. Found each time: carried along, it takes registers that the loop needs. */
@@ -130,16 +150,16 @@ template <class shape, class F> struct kivi_cuda_stream {
         return (unsigned char *)__cvta_shared_to_generic(mine + i % shape::STAGES * F::BYTES);
     }
 
-    __device__ __forceinline__ void fetch(unsigned char *to)
+    /* Starts to copy unit number i of the warp; one after the other. */
+    __device__ __forceinline__ void fetch(uint32_t i)
     {
-        if (next < share.n)
-            kivi_cuda_fetch(f, to, page, at, KIVI_CUDA_UNIT, KIVI_CUDA_UNIT);
+        if (i < share.n)
+            kivi_cuda_fetch(f, stage(i), page, at, KIVI_CUDA_UNIT, KIVI_CUDA_UNIT);
         kivi_cuda_copy_commit();
-        for (at += next < share.lead ? share.warps() : share.ahead; at >= f.s.units_per_page.by;
+        for (at += i < share.lead ? share.warps() : share.ahead; at >= f.s.units_per_page.by;
              at -= f.s.units_per_page.by)
             pages++;
-        next++;
-        if (next < share.n)
+        if (i + 1 < share.n)
             page = *pages; /* long before it is used */
     }
 };
@@ -154,7 +174,7 @@ __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape,
     for (uint32_t i = 0; i < stream.share.n; i++) {
         kivi_cuda_copy_wait<shape::STAGES - 2>();
         __syncwarp();
-        stream.fetch(stream.stage(i + shape::STAGES - 1));
+        stream.fetch(i + shape::STAGES - 1);
         if (!kivi_cuda_plain_unit<precise>(f, stream.stage(i)) && f.lane == i / 32)
             left_out |= 1u << i % 32;
     }
@@ -163,15 +183,16 @@ __device__ __forceinline__ uint32_t kivi_cuda_flow(F &f, kivi_cuda_stream<shape,
     return left_out;
 }
 
-/* One unit after the other: those that the stream left out, then the warp's edges of n_edges. */
+/* One unit after the other: those that the stream left out, then, if it was the last round, the warp's edges. */
 template <class shape, class F>
 __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
                                                   const kivi_cuda_share &share,
-                                                  uint32_t left_out, uint32_t n_edges,
+                                                  uint32_t left_out, const kivi_cuda_round<shape> &round,
                                                   const kivi_cuda_segment &segment,
                                                   const kivi_cuda_plain &plain)
 {
     const uint32_t before = plain.begin - segment.begin;
+    const uint32_t n_edges = round.last ? kivi_cuda_n_edges(segment, plain) : 0;
     uint32_t edge = share.warps() - 1 - share.warp;
     uint32_t words = __ballot_sync(0xffffffffu, left_out != 0), word = 0, bits = 0;
 
@@ -187,7 +208,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
             bits = __shfl_sync(0xffffffffu, left_out, word);
         }
         if (bits) {
-            u = share.unit(32 * word + __ffs(bits) - 1);
+            u = round.begin + share.unit(32 * word + __ffs(bits) - 1);
             bits &= bits - 1;
         } else if (edge < n_edges) {
             u = edge < before ? segment.begin + edge : plain.end + (edge - before);
@@ -211,7 +232,6 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
     kivi_cuda_attend_fast(const __grid_constant__ kivi_cuda_step s)
 {
     using shape = kivi_cuda_fast_shape<D, KB, VB>;
-    constexpr uint32_t ROUND = (KIVI_CUDA_ROUND - 64) * shape::WARPS; /* none has 64 more than others */
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ kivi_cuda_queries<D> queries;
     __shared__ kivi_cuda_task task;
@@ -227,15 +247,14 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
         if (threadIdx.x < 32)
             kivi_cuda_next_task(s, i, task);
         __syncthreads();
-        const uint32_t n_edges = segment.end - segment.begin - (plain.end - plain.begin);
         kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
-        uint32_t begin = plain.begin, end;
+        uint32_t n_done = 0;
 
-        do { /* a round; nearly always the only one */
-            end = plain.end - begin < ROUND ? plain.end : begin + ROUND;
-            const uint32_t edges = end < plain.end ? 0 : n_edges; /* the last round has them */
-            const kivi_cuda_share share(begin, end, edges, item.edge_cost);
-            kivi_cuda_stream<shape, decltype(f)> stream(f, share, mine);
+        do {
+            const kivi_cuda_round<shape> round(plain, n_done);
+            const kivi_cuda_share share(round.end - round.begin, round.last ? kivi_cuda_n_edges(segment, plain) : 0,
+                                        item.edge_cost);
+            kivi_cuda_stream<shape, decltype(f)> stream(f, share, round.begin, mine);
             uint32_t left_out;
 
             if (!waited && plain.end > item.settled) {
@@ -247,15 +266,14 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
                 kivi_cuda_wait_for_stream();
                 waited = true;
             }
-            if (begin == plain.begin) {
+            if (n_done == 0) {
                 kivi_cuda_load_queries<D, KB>(s, item, segment, queries);
                 __syncthreads();
                 f.take_queries();
             }
             left_out = kivi_cuda_flow<shape, precise>(f, stream);
-            kivi_cuda_trickle<shape>(f, mine, share, left_out, edges, segment, plain);
-            begin = end;
-        } while (end < plain.end);
+            kivi_cuda_trickle<shape>(f, mine, share, left_out, kivi_cuda_round<shape>(plain, n_done), segment, plain);
+        } while (!kivi_cuda_round<shape>(plain, n_done++).last);
         __syncwarp();
         f.store((float *)mine);
         __syncthreads();

@@ -160,24 +160,24 @@ __device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
 
 /* sum[i]: query . minima of row 2 t + i. */
 template <bool precise, class F>
-__device__ __forceinline__ void kivi_cuda_bias(const F &f, const unsigned char *shared,
-                                               const uint32_t *q_low, float sum[2])
+__device__ __forceinline__ void kivi_cuda_bias(const F &f, const unsigned char *shared, float sum[2])
 {
     float part[F::KJ][4] = {};
 
 #pragma unroll
     for (int w = 0; w < F::KW; w++) {
-        uint32_t min[F::KN / 2];
+        uint32_t min[F::KN / 2], q[F::KN / 2], q_low[F::KN / 2];
 
+        f.load(q, f.queries.high, w);
+        if (precise)
+            f.load(q_low, f.queries.low, w);
         kivi_cuda_load_pairs<F::KN / 2>(min, shared + F::K_SCALES + 2 * F::DIM
                                                  + (4 * w + f.t) * F::KN * 2);
 #pragma unroll
         for (int j = 0; j < F::KJ; j++) {
-            const int r = w * (F::KN / 2) + 2 * j;
-
-            kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], f.q[r], f.q[r + 1]);
+            kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], q[2 * j], q[2 * j + 1]);
             if (precise)
-                kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], q_low[r], q_low[r + 1]);
+                kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], q_low[2 * j], q_low[2 * j + 1]);
         }
     }
     /* Rows g of the product are all alike: lane 4 g + t already has what it needs. */
@@ -194,16 +194,18 @@ __device__ __forceinline__ void kivi_cuda_bias(const F &f, const unsigned char *
 /* sum[m][2 i + j]: folded query . codes of token 4 g + 2 m + i and row 2 t + j, times 2^-24. */
 template <bool precise, class F>
 __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned char *shared,
-                                                    const uint32_t *q_low, uint32_t power,
-                                                    float sum[2][4])
+                                                    uint32_t power, float sum[2][4])
 {
 #pragma unroll
     for (int w = 0; w < F::KW; w++) {
         const uint32_t row = 4 * w + f.t; /* t decides on its chunks' order */
         const uint4 words = ((const uint4 *)shared)[kivi_cuda_k_chunk(f.t, f.g) + 32 * w];
         const uint32_t x[4] = {words.x, words.y, words.z, words.w};
-        uint32_t y[4][2], scale[F::KN / 2];
+        uint32_t y[4][2], scale[F::KN / 2], q[F::KN / 2], q_low[F::KN / 2];
 
+        f.load(q, f.queries.high, w);
+        if (precise)
+            f.load(q_low, f.queries.low, w);
         kivi_cuda_load_pairs<F::KN / 2>(scale, shared + F::K_SCALES + row * F::KN * 2);
         if (precise)
 #pragma unroll
@@ -217,14 +219,13 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
 #pragma unroll
         for (int j = 0; j < F::KJ; j++) {
             const uint32_t mask = ((1u << F::K_BITS) - 1u) * 0x00010001u << (F::K_BITS * j);
-            const int r = w * (F::KN / 2) + 2 * j;
-            const uint32_t a = kivi_cuda_mul2(f.q[r], scale[2 * j]);
-            const uint32_t b = kivi_cuda_mul2(f.q[r + 1], scale[2 * j + 1]);
+            const uint32_t a = kivi_cuda_mul2(q[2 * j], scale[2 * j]);
+            const uint32_t b = kivi_cuda_mul2(q[2 * j + 1], scale[2 * j + 1]);
             uint32_t a_low, b_low;
 
             if (precise) {
-                a_low = kivi_cuda_low2(f.q[r], scale[2 * j], a, q_low[r]);
-                b_low = kivi_cuda_low2(f.q[r + 1], scale[2 * j + 1], b, q_low[r + 1]);
+                a_low = kivi_cuda_low2(q[2 * j], scale[2 * j], a, q_low[2 * j]);
+                b_low = kivi_cuda_low2(q[2 * j + 1], scale[2 * j + 1], b, q_low[2 * j + 1]);
             }
 #pragma unroll
             for (int m = 0; m < 2; m++) {
@@ -253,11 +254,9 @@ __device__ __forceinline__ void kivi_cuda_score_packed(const F &f, const unsigne
     const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), 11);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
     float sum[2][4] = {}, bias[2];
-    uint32_t q_low[F::QR];
 
-    f.load(q_low, f.queries.low);
-    kivi_cuda_bias<true>(f, shared, q_low, bias);
-    kivi_cuda_dot_codes<true>(f, shared, q_low, kivi_cuda_power2(k), sum);
+    kivi_cuda_bias<true>(f, shared, bias);
+    kivi_cuda_dot_codes<true>(f, shared, kivi_cuda_power2(k), sum);
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -295,8 +294,8 @@ __device__ __forceinline__ bool kivi_cuda_quick_scores(const F &f, const unsigne
 {
     float sum[2][4] = {}, bias[2], top;
 
-    kivi_cuda_bias<false>(f, shared, NULL, bias);
-    kivi_cuda_dot_codes<false>(f, shared, NULL, 0, sum);
+    kivi_cuda_bias<false>(f, shared, bias);
+    kivi_cuda_dot_codes<false>(f, shared, 0, sum);
     top = fmaxf(fabsf(bias[0]), fabsf(bias[1]));
 #pragma unroll
     for (int m = 0; m < 2; m++)

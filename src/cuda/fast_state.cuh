@@ -36,7 +36,6 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     static constexpr int KN = kivi_cuda_key_codes<KB>, VN = 32 / VB; /* codes of a word */
     static constexpr int KW = D / KN / 4;            /* words of a token that a lane holds */
     static constexpr int KJ = KN / 4;                /* codes of a byte */
-    static constexpr int QR = D / 8;                 /* pairs of query channels that a lane holds */
     static constexpr int CHUNKS = D / 32;            /* of output channels */
     static constexpr int K_BITS = KB, V_BITS = VB, DIM = D;
     /* Where a unit's parts lie in its shared memory, in bytes. */
@@ -50,7 +49,6 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     uint32_t in_page;     /* bytes: where the lane's share of the head's codes begins in a page */
     uint32_t group_shift; /* log2 of the chunks of 32 channels that share a scale */
 
-    uint32_t q[QR];           /* row g: the high parts */
     float from_q[2];          /* rows 2 t, 2 t + 1: 2^-x */
     float unit[2];            /* rows 2 t, 2 t + 1 */
     float out[2 * CHUNKS][4]; /* [16 channels] x rows, of codes */
@@ -89,21 +87,21 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     /* Once the block's queries are there. */
     __device__ __forceinline__ void take_queries()
     {
-        load(q, queries.high);
         from_q[0] = queries.factor[2 * t];
         from_q[1] = queries.factor[2 * t + 1];
     }
 
-    __device__ __forceinline__ void load(uint32_t x[QR], const uint4 (*from)[32]) const
+    /* The queries' channels of the lane's word w of keys, row g: their high parts or their low ones. Read for each
+     * unit: kept, they take registers that the loop needs. */
+    __device__ __forceinline__ void load(uint32_t x[KN / 2], const uint4 (*from)[32], int w) const
     {
 #pragma unroll
-        for (int i = 0; i < QR / 4; i++) {
-            const uint4 v = from[i][lane];
+        for (int i = 0; i < KN / 2; i += 2) {
+            const uint32_t r = w * (KN / 2) + i;
+            const uint2 v = ((const uint2 *)&from[r / 4][lane])[r / 2 % 2];
 
-            x[4 * i] = v.x;
-            x[4 * i + 1] = v.y;
-            x[4 * i + 2] = v.z;
-            x[4 * i + 3] = v.w;
+            x[i] = v.x;
+            x[i + 1] = v.y;
         }
     }
 

@@ -182,15 +182,39 @@ struct kivi_cuda_own {
     uint32_t n, stride, width;
 };
 
-/* A lane's quad at channel c of a row, by one warp: of the sum of the block's own results, or, to merge, of what all
- * parts of the task left, as many at a time as `room`, in shared memory, takes: a quad to a lane and part. */
-__device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum(const kivi_cuda_step &s, const kivi_cuda_segment &g,
-                                                        const kivi_cuda_own &own, uint32_t row, uint32_t c, bool merge,
-                                                        float4 *room, uint32_t fit)
+/* A lane's quad at channel c of a row of the sum of the block's own results. Every lane looks at all units: to find
+ * their largest over lanes takes longer. */
+__device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum_own(const kivi_cuda_own &own, uint32_t row, uint32_t c)
 {
-    const uint32_t n_results = merge ? g.last_part - g.first_part + 1 : own.n, lane = threadIdx.x % 32;
-    const uint32_t most = merge && fit < 64 ? fit : 64, ends_at = kivi_cuda_ends(own.width, row);
-    const uint32_t from = row * own.width + (c < own.width ? c : 0); /* all lanes take part */
+    const float *x = own.results + row * own.width + (c < own.width ? c : 0);
+    const float *ends = own.results + kivi_cuda_ends(own.width, row);
+    kivi_cuda_quad quad = {{0, 0, 0, 0}, -1e30f, 0};
+
+#pragma unroll 8
+    for (uint32_t j = 0; j < own.n; j++)
+        quad.unit = fmaxf(quad.unit, ends[j * own.stride]);
+#pragma unroll 8
+    for (uint32_t j = 0; j < own.n; j++) {
+        const float2 end = *(const float2 *)&ends[j * own.stride];
+        const float4 y = *(const float4 *)&x[j * own.stride];
+        const float weight = kivi_cuda_exp2(end.x - quad.unit);
+
+        quad.sum = fmaf(end.y, weight, quad.sum);
+        quad.x = make_float4(fmaf(y.x, weight, quad.x.x), fmaf(y.y, weight, quad.x.y), fmaf(y.z, weight, quad.x.z),
+                             fmaf(y.w, weight, quad.x.w));
+    }
+    return quad;
+}
+
+/* A lane's quad at channel c of a row, by one warp: merged from what all parts of the task left, as many at a time as
+ * `room`, in shared memory, takes: a quad to a lane and part. */
+__device__ __forceinline__ kivi_cuda_quad kivi_cuda_merge(const kivi_cuda_step &s, const kivi_cuda_segment &g,
+                                                          uint32_t width, uint32_t row, uint32_t c, float4 *room,
+                                                          uint32_t fit)
+{
+    const uint32_t n_results = g.last_part - g.first_part + 1, lane = threadIdx.x % 32;
+    const uint32_t most = fit < 64 ? fit : 64, ends_at = kivi_cuda_ends(width, row);
+    const uint32_t from = row * width + (c < width ? c : 0); /* all lanes take part */
     kivi_cuda_quad quad = {};
 
 #pragma unroll 1
@@ -204,25 +228,21 @@ __device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum(const kivi_cuda_step &s,
             float2 ends = {0, 0};
 
             if (j < n)
-                ends = merge ? __ldcg((const float2 *)(kivi_cuda_partial(s, g, begin + j, own.width) + ends_at))
-                             : *(const float2 *)(own.results + j * own.stride + ends_at);
+                ends = __ldcg((const float2 *)(kivi_cuda_partial(s, g, begin + j, width) + ends_at));
             unit[i] = ends.x;
             sum[i] = ends.y;
         }
-        if (merge) {
-            const float *x = kivi_cuda_partial(s, g, begin, own.width) + from;
+        const float *x = kivi_cuda_partial(s, g, begin, width) + from;
 
 #pragma unroll 4
-            for (uint32_t j = 0; j < n; j++) {
-                kivi_cuda_copy16(&room[32 * j + lane], x);
-                x += (begin + j == 0 ? 1 : 2) * kivi_cuda_result_floats(own.width); /* kivi_cuda_partial */
-            }
-            kivi_cuda_copy_commit();
+        for (uint32_t j = 0; j < n; j++) {
+            kivi_cuda_copy16(&room[32 * j + lane], x);
+            x += (begin + j == 0 ? 1 : 2) * kivi_cuda_result_floats(width); /* kivi_cuda_partial */
         }
+        kivi_cuda_copy_commit();
         kivi_cuda_weigh_results(quad, unit, sum); /* while copies are on their way */
         kivi_cuda_copy_wait<0>();
-        kivi_cuda_add_results(quad, n, sum, merge ? (const float *)&room[lane] : own.results + from,
-                              merge ? 128 : own.stride);
+        kivi_cuda_add_results(quad, n, sum, (const float *)&room[lane], 128);
     }
     return quad;
 }
@@ -258,7 +278,7 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const 
     const uint32_t piece = quads >> (32 - __clz(at_once - 1)); /* a division takes long */
     const bool shared = g.first_part != g.last_part;
 
-    /* One loop for both: code is slow the first time that it runs, and the second time others wait. */
+    /* First the block's own results; then, if it is the last to be done with a row, those of all parts. */
 #pragma unroll 1
     for (bool merge = false;; merge = true) {
 #pragma unroll 1
@@ -268,7 +288,8 @@ __device__ __forceinline__ void kivi_cuda_finish(const kivi_cuda_step &s, const 
 #pragma unroll 1
             for (uint32_t c = 4 * lane; c - 4 * lane < own.width; c += 128) {
                 const kivi_cuda_quad quad =
-                    kivi_cuda_sum(s, g, own, row, c, merge, room + warp * piece, piece / 32);
+                    merge ? kivi_cuda_merge(s, g, own.width, row, c, room + warp * piece, piece / 32)
+                          : kivi_cuda_sum_own(own, row, c);
 
                 if (c >= own.width)
                     continue;
