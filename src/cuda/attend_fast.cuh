@@ -275,7 +275,7 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
             kivi_cuda_trickle<shape>(f, mine, share, left_out, kivi_cuda_round<shape>(plain, n_done), segment, plain);
         } while (!kivi_cuda_round<shape>(plain, n_done++).last);
         __syncwarp();
-        f.store((float *)mine);
+        f.store((float *)mine, kivi_cuda_tile_rows(s, item, segment.tile));
         __syncthreads();
         kivi_cuda_finish(s, item, segment, {(const float *)shared, blockDim.x / 32, shape::WARP_BYTES / 4, D},
                          (float4 *)shared, blockDim.x / 32 * (shape::WARP_BYTES / 16));

@@ -207,8 +207,9 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
             rest[j] *= shrink[j % 2];
     }
 
-    /* This warp's result: [rows][D] outputs, then unit and sum of each row. */
-    __device__ __forceinline__ void store(float *result) const
+    /* This warp's result: [rows][D] outputs, of the tile's n_rows, then unit and sum of each row. All warps write
+     * theirs at a time. */
+    __device__ __forceinline__ void store(float *result, uint32_t n_rows) const
     {
         const float down = 0x1p-11f, end[2] = {rest[0] * down, rest[1] * down};
 
@@ -220,11 +221,12 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
             for (int j = 0; j < 2; j++) {
                 const float b = __shfl_sync(0xffffffffu, end[j], from);
 
-#pragma unroll
-                for (int m = 0; m < 2; m++)
-                    *(float2 *)&result[(2 * t + j) * D + 32 * i + 4 * g + 2 * m] =
-                        make_float2(fmaf(out[2 * i + m][j], 0x1p24f * down, b),
-                                    fmaf(out[2 * i + m][j + 2], 0x1p24f * down, b));
+                if (2 * t + j < n_rows)
+                    *(float4 *)&result[(2 * t + j) * D + 32 * i + 4 * g] =
+                        make_float4(fmaf(out[2 * i][j], 0x1p24f * down, b),
+                                    fmaf(out[2 * i][j + 2], 0x1p24f * down, b),
+                                    fmaf(out[2 * i + 1][j], 0x1p24f * down, b),
+                                    fmaf(out[2 * i + 1][j + 2], 0x1p24f * down, b));
             }
         }
         if (g == 7)
