@@ -3,8 +3,8 @@
  * units in which rows of the tile do not see all tokens. Always precise: where nothing is quantized,
  * there is no error to hide behind. Lanes hold what fast_codes.cuh says.
  *
- * Beside codes this is done once in many units, but by a block that others wait for. It runs from cold
- * instructions, so what counts is that they are few. Pages of the f16 cache type stream through the same products.
+ * Beside codes this is done once in many units, but by a block that others wait for: what counts is that its
+ * instructions are few. Pages of the f16 cache type stream through the same products.
  */
 #ifndef KIVI_CUDA_FAST_ROWS_CUH
 #define KIVI_CUDA_FAST_ROWS_CUH
