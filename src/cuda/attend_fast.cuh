@@ -73,7 +73,7 @@ __device__ __forceinline__ void kivi_cuda_next_task(const kivi_cuda_step &s, uin
     kivi_cuda_plain plain;
 
     static_assert(sizeof(kivi_cuda_item) % 16 == 0, "items are copied 16 bytes at a time");
-    kivi_cuda_next(s, i, g);
+    kivi_cuda_next(s, blockIdx.x, i, g);
     if (threadIdx.x < sizeof(kivi_cuda_item) / 16)
         ((uint4 *)&task.item)[threadIdx.x] = ((const uint4 *)&kivi_cuda_items(s)[g.item])[threadIdx.x];
     __syncwarp();

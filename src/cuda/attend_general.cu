@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
 
     kivi_cuda_wait_for_stream();
     for (uint32_t segment = 0; segment < kivi_cuda_starts(s)[blockIdx.x].n_tasks; segment++) {
-        kivi_cuda_next(s, segment, g);
+        kivi_cuda_next(s, blockIdx.x, segment, g);
 
         const kivi_cuda_item &item = kivi_cuda_items(s)[g.item];
 

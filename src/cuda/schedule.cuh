@@ -16,11 +16,12 @@ struct kivi_cuda_segment {
     uint32_t first_part, last_part;
 };
 
-/* Segment number i of the block, after number i - 1 in `g`. Its units count from the item's first. */
-__device__ __forceinline__ void kivi_cuda_next(const kivi_cuda_step &s, uint32_t i, kivi_cuda_segment &g)
+/* Segment number i of a part, after number i - 1 in `g`. Its units count from the item's first. */
+__host__ __device__ __forceinline__ void kivi_cuda_next(const kivi_cuda_step &s, uint32_t part, uint32_t i,
+                                                        kivi_cuda_segment &g)
 {
     const kivi_cuda_item *items = kivi_cuda_items(s);
-    const kivi_cuda_start start = kivi_cuda_starts(s)[blockIdx.x], next = kivi_cuda_starts(s)[blockIdx.x + 1];
+    const kivi_cuda_start start = kivi_cuda_starts(s)[part], next = kivi_cuda_starts(s)[part + 1];
     const bool goes_on = i + 1 == start.n_tasks && next.unit > 0; /* in the next part */
 
     if (i == 0) {
@@ -38,8 +39,8 @@ __device__ __forceinline__ void kivi_cuda_next(const kivi_cuda_step &s, uint32_t
     }
     g.begin = i == 0 ? start.unit : 0;
     g.end = goes_on ? next.unit : items[g.item].n_units;
-    g.first_part = i == 0 ? start.first_part : blockIdx.x;
-    g.last_part = goes_on ? next.last_part : blockIdx.x;
+    g.first_part = i == 0 ? start.first_part : part;
+    g.last_part = goes_on ? next.last_part : part;
 }
 
 /* Rows of a tile. */

@@ -129,18 +129,18 @@ __device__ __forceinline__ void kivi_cuda_wait_for_stream()
 
 /* ------------------------------------------------------------------ tables */
 
-__device__ __forceinline__ const unsigned char *kivi_cuda_tables(const kivi_cuda_step &s)
+__host__ __device__ __forceinline__ const unsigned char *kivi_cuda_tables(const kivi_cuda_step &s)
 {
     return s.tables ? (const unsigned char *)s.tables : s.in_place;
 }
 
-__device__ __forceinline__ const kivi_cuda_item *kivi_cuda_items(const kivi_cuda_step &s)
+__host__ __device__ __forceinline__ const kivi_cuda_item *kivi_cuda_items(const kivi_cuda_step &s)
 {
     return (const kivi_cuda_item *)kivi_cuda_tables(s);
 }
 
 /* For all parts, and one for the end. */
-__device__ __forceinline__ const kivi_cuda_start *kivi_cuda_starts(const kivi_cuda_step &s)
+__host__ __device__ __forceinline__ const kivi_cuda_start *kivi_cuda_starts(const kivi_cuda_step &s)
 {
     return (const kivi_cuda_start *)(kivi_cuda_tables(s) + s.starts_at);
 }
