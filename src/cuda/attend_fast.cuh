@@ -86,8 +86,8 @@ __device__ __forceinline__ void kivi_cuda_next_task(const kivi_cuda_step &s, uin
 
 /*
  * What a warp does in a round of units of codes, and of edges. Edges are dealt out from the last warp on; to those
- * that have one less, the first `ahead`, go so many more units of codes: the first
- * `lead` are dealt to all in turn, the rest to these. A block has a power of 2 of warps.
+ * that have one less, the first `ahead`, go so many more units of codes: the first `lead` are dealt to all in turn,
+ * the rest to these. A block has a power of 2 of warps.
  */
 struct kivi_cuda_share {
     uint32_t warp, ahead, lead, n; /* n: units of codes of this warp */

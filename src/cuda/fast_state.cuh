@@ -66,7 +66,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
         group_shift = 31 - __clz(step.v.group_size / 32);
 #pragma unroll
         for (int i = 0; i < 2; i++)
-            unit[i] = -1e30f;
+            unit[i] = KIVI_CUDA_NO_UNIT;
 #pragma unroll
         for (int i = 0; i < 2 * CHUNKS; i++)
 #pragma unroll

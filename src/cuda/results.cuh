@@ -23,11 +23,21 @@ __device__ __forceinline__ uint32_t kivi_cuda_ends(uint32_t width, uint32_t row)
     return KIVI_CUDA_ROWS * width + 2 * row;
 }
 
+/* The unit of weights of which there are none: less than any other, and finite. */
+#define KIVI_CUDA_NO_UNIT (-1e30f)
+
 /* A lane's channel quad of a row of a result. */
 struct kivi_cuda_quad {
     float4 x;
     float unit, sum; /* of the row */
 };
+
+/* to += y * weight */
+__device__ __forceinline__ void kivi_cuda_add(float4 &to, float4 y, float weight)
+{
+    to = make_float4(fmaf(y.x, weight, to.x), fmaf(y.y, weight, to.y), fmaf(y.z, weight, to.z),
+                     fmaf(y.w, weight, to.w));
+}
 
 /* Takes more results into the scale and the sum of `to`, by one warp. Lane j has the units and the sums of results j and
  * 32 + j, sums of 0 of those that are not there, and gets in `sum` what their outputs count. */
@@ -65,10 +75,8 @@ __device__ __forceinline__ void kivi_cuda_add_results(kivi_cuda_quad &to, uint32
 #pragma unroll 4
     for (uint32_t j = 0; j < n; j++, x += stride) {
         const float4 y = *(const float4 *)x;
-        const float f = __shfl_sync(0xffffffffu, j < 32 ? weight[0] : weight[1], j);
 
-        to.x = make_float4(fmaf(y.x, f, to.x.x), fmaf(y.y, f, to.x.y), fmaf(y.z, f, to.x.z),
-                           fmaf(y.w, f, to.x.w));
+        kivi_cuda_add(to.x, y, __shfl_sync(0xffffffffu, j < 32 ? weight[0] : weight[1], j));
     }
 }
 
@@ -188,7 +196,7 @@ __device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum_own(const kivi_cuda_own 
 {
     const float *x = own.results + row * own.width + (c < own.width ? c : 0);
     const float *ends = own.results + kivi_cuda_ends(own.width, row);
-    kivi_cuda_quad quad = {{0, 0, 0, 0}, -1e30f, 0};
+    kivi_cuda_quad quad = {{0, 0, 0, 0}, KIVI_CUDA_NO_UNIT, 0};
 
 #pragma unroll 8
     for (uint32_t j = 0; j < own.n; j++)
@@ -200,8 +208,7 @@ __device__ __forceinline__ kivi_cuda_quad kivi_cuda_sum_own(const kivi_cuda_own 
         const float weight = kivi_cuda_exp2(end.x - quad.unit);
 
         quad.sum = fmaf(end.y, weight, quad.sum);
-        quad.x = make_float4(fmaf(y.x, weight, quad.x.x), fmaf(y.y, weight, quad.x.y), fmaf(y.z, weight, quad.x.z),
-                             fmaf(y.w, weight, quad.x.w));
+        kivi_cuda_add(quad.x, y, weight);
     }
     return quad;
 }
