@@ -202,10 +202,11 @@ struct gpu {
     cudaStream_t stream;
 };
 
-/* A batch of sequences of one shape in several layers. */
+/* A batch of sequences in several layers. */
 struct steps : work {
     kivi_cache *cache;
     kivi_item items[MAX_BATCH];
+    uint64_t tokens[MAX_BATCH]; /* of each sequence */
     uint32_t batch, n_layers;
     kivi_attention attention;
     kivi_error error;
@@ -245,9 +246,10 @@ uint16_t half_of(float x)
            | (uint16_t)(((bits & 0x7fffffff) - (112u << 23)) >> 13);
 }
 
-int make_arrays(const struct gpu *g, const struct shape *s, uint32_t batch, device_arrays *a)
+/* For as many queries of a call. */
+int make_arrays(const struct gpu *g, const struct shape *s, uint32_t queries, device_arrays *a)
 {
-    const size_t n_q = (size_t)batch * s->q_heads * s->k_dim;
+    const size_t n_q = (size_t)queries * s->q_heads * (s->k_dim > s->v_dim ? s->k_dim : s->v_dim);
     float *q = (float *)malloc(n_q * sizeof *q);
     uint16_t *halves = (uint16_t *)malloc(n_q * sizeof *halves);
     struct chunk chunk;
@@ -279,10 +281,11 @@ void free_arrays(device_arrays *a)
     cudaFree(a->out);
 }
 
-/* The cache with `tokens` tokens in every layer of every sequence. */
-int fill(steps *w, const struct shape *s, struct cache_type type, uint64_t tokens,
+/* The cache with each sequence's tokens in every layer, and items of so many queries. */
+int fill(steps *w, const struct shape *s, struct cache_type type, uint32_t queries,
          const device_arrays *a)
 {
+    uint64_t most = 0;
     kivi_config config;
 
     kivi_config_init(&config);
@@ -311,11 +314,15 @@ int fill(steps *w, const struct shape *s, struct cache_type type, uint64_t token
         item->v.data = a->v;
         item->k.dtype = item->v.dtype = KIVI_F16;
         item->q_position = KIVI_NEWEST;
+        most = w->tokens[i] > most ? w->tokens[i] : most;
     }
     kivi_attention_init(&w->attention);
-    for (uint64_t at = 0; at < tokens; at += CHUNK) {
-        for (uint32_t i = 0; i < w->batch; i++)
-            w->items[i].n_new = tokens - at < CHUNK ? tokens - at : CHUNK;
+    for (uint64_t at = 0; at < most; at += CHUNK) {
+        for (uint32_t i = 0; i < w->batch; i++) {
+            const uint64_t left = w->tokens[i] > at ? w->tokens[i] - at : 0;
+
+            w->items[i].n_new = left < CHUNK ? left : CHUNK;
+        }
         if (!w->run(NULL))
             return 0;
     }
@@ -324,9 +331,9 @@ int fill(steps *w, const struct shape *s, struct cache_type type, uint64_t token
         kivi_item *item = &w->items[i];
 
         item->n_new = 0;
-        item->n_q = 1;
-        item->q.data = (uint16_t *)a->q + (size_t)i * s->q_heads * s->k_dim;
-        item->out.data = (uint16_t *)a->out + (size_t)i * s->q_heads * s->v_dim;
+        item->n_q = queries;
+        item->q.data = (uint16_t *)a->q + (size_t)i * queries * s->q_heads * s->k_dim;
+        item->out.data = (uint16_t *)a->out + (size_t)i * queries * s->q_heads * s->v_dim;
         item->q.dtype = item->out.dtype = KIVI_F16;
     }
     return 1;
@@ -361,21 +368,28 @@ int decode_row(const struct gpu *g, const uint32_t at[4], struct cache_type type
 {
     const struct scenario *sc = g->scenario;
     const struct shape s = {at[1], at[2], sc->k_dim, sc->v_dim, sc->group};
-    const uint64_t bytes = sequence_bytes(&s, type, at[3]) * at[0];
-    const uint64_t wanted = (8 * (uint64_t)g->l2 + bytes - 1) / bytes;
+    uint64_t bytes = 0, wanted;
     struct row row = {};
     device_arrays arrays;
     static steps w;
 
     w.batch = at[0];
+    for (uint32_t i = 0; i < w.batch; i++) {
+        w.tokens[i] = sc->shortest && w.batch > 1
+                          ? sc->shortest + (uint64_t)(at[3] - sc->shortest) * i / (w.batch - 1)
+                          : at[3];
+        bytes += sequence_bytes(&s, type, w.tokens[i]);
+    }
+    wanted = (8 * (uint64_t)g->l2 + bytes - 1) / bytes;
     w.n_layers = wanted > MAX_LAYERS ? MAX_LAYERS : wanted < 2 ? 2 : (uint32_t)wanted;
-    if (!make_arrays(g, &s, w.batch, &arrays) || !fill(&w, &s, type, at[3], &arrays))
+    if (!make_arrays(g, &s, w.batch * sc->queries, &arrays)
+        || !fill(&w, &s, type, sc->queries, &arrays))
         return 0;
     w.attention.precision = precision;
     if (!time_work(&w, g->stream, false, &row.queued)
         || !time_work(&w, g->stream, true, &row.median, &row.min))
         return 0;
-    set_new(&w, 1);
+    set_new(&w, sc->queries);
     if (!w.run(g->stream) /* first, pages are taken */
         || !time_work(&w, g->stream, true, &row.with_append))
         return 0;
@@ -387,8 +401,9 @@ int decode_row(const struct gpu *g, const uint32_t at[4], struct cache_type type
     row.backend = "cuda";
     row.precision = precision == KIVI_STANDARD ? "standard" : "precise";
     row.batch = at[0];
-    row.queries = 1;
+    row.queries = sc->queries;
     row.context = at[3];
+    row.shortest = w.batch > 1 ? sc->shortest : 0;
     row.median /= w.n_layers;
     row.min /= w.n_layers;
     row.queued /= w.n_layers;
@@ -422,10 +437,10 @@ int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, d
     static steps w;
 
     w.batch = 1;
+    w.tokens[0] = 0;
     w.n_layers = (uint32_t)(8 * g->l2 / input + 1);
     if (!make_arrays(g, &s, 1, &arrays) || !fill(&w, &s, type, 0, &arrays))
         return 0;
-    w.items[0].n_q = 0;
     w.items[0].n_new = tokens;
     /* The layers' outputs differ; the input is read from a copy for each, so that it is not in L2. */
     {
@@ -512,10 +527,11 @@ extern "C" int cuda_decode_run(struct bench *bench, const struct scenario *s)
     if (!open_gpu(&g, bench, s))
         return 0;
     snprintf(text, sizeof text,
-             "decode: dimension %u/%u, group %u; attention of one query a sequence, f16; us of a "
+             "decode: dimension %u/%u, group %u; attention of %u quer%s a sequence, f16; us of a "
              "call for one layer,\nin a graph of all layers (graph), queued one by one (queued), in "
-             "a graph with the token's append (append);\nreading: a kernel that reads as many bytes",
-             s->k_dim, s->v_dim, s->group);
+             "a graph with %s append (append);\nreading: a kernel that reads as many bytes",
+             s->k_dim, s->v_dim, s->group, s->queries, s->queries == 1 ? "y" : "ies",
+             s->queries == 1 ? "the token's" : "as many tokens'");
     report_heading(&bench->report, text);
     if (!s->has_shape) {
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)

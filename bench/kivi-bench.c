@@ -101,12 +101,23 @@ static int run_on_gpu(struct bench *bench, const struct options *options)
     return 0;
 }
 
+/* An option that the backend would ignore is an error. */
+static int has_meaning(const char *option, const char *backend)
+{
+    if (!option)
+        return 1;
+    fprintf(stderr, "kivi-bench: %s means nothing with the backend %s\n", option, backend);
+    return 0;
+}
+
 static int run_command(struct bench *bench, const struct options *options)
 {
     const struct scenario *s = &options->scenario;
 
     if (bench->backend && strcmp(bench->backend, "cuda") == 0)
-        return run_on_gpu(bench, options);
+        return has_meaning(options->cpu_only, bench->backend) && run_on_gpu(bench, options);
+    if (!has_meaning(options->gpu_only, bench->backend))
+        return 0;
     switch (options->command) {
     case COMMAND_DECODE:
         return decode_run(bench, s);

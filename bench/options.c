@@ -8,6 +8,8 @@
 #define CACHES (ATTENTION | COMMAND_APPEND | COMMAND_SAVE)
 #define THREADED (ATTENTION | COMMAND_APPEND | COMMAND_BANDWIDTH | COMMAND_ALL)
 #define EVERY (THREADED | COMMAND_SAVE)
+#define CPU_ONLY (1u << 16) /* beside the commands: the option means nothing on a GPU, */
+#define GPU_ONLY (1u << 17) /* or on a CPU */
 
 static const struct {
     const char *name, *summary, *help;
@@ -19,7 +21,8 @@ static const struct {
      "finds its data in the CPU's caches. Bytes are those of the packed layout: codes, scales,\n"
      "minima and f16 rows of every token, once. All rows of one context are measured in turns\n"
      "with a reader of plain memory; its bandwidth is what \"of read\" refers to, turn by turn.\n"
-     "With --backend cuda a table of its own: the standard shapes of a GPU, unless heads, context or\n"
+     "With --backend cuda a table of its own: the standard shapes of a GPU, unless heads, context "
+     "or\n"
      "batch are given.\n",
      COMMAND_DECODE},
     {"append", "quantization of new tokens",
@@ -33,7 +36,8 @@ static const struct {
      "triangle, in both products.\n",
      COMMAND_PREFILL},
     {"save", "saving a sequence to memory, and loading it",
-     "A row is one kivi_seq_save or kivi_seq_load of one layer, on one thread, in turns with a memcpy\n"
+     "A row is one kivi_seq_save or kivi_seq_load of one layer, on one thread, in turns with a "
+     "memcpy\n"
      "of the same bytes.\n",
      COMMAND_SAVE},
     {"bandwidth", "what reading memory can reach",
@@ -60,6 +64,7 @@ enum id {
     PRECISION,
     QUERIES,
     BATCH,
+    SHORTEST,
     TOKENS,
     WITH_APPEND,
     IN_CACHE,
@@ -85,27 +90,31 @@ static const struct {
     {V_DIM, "--v-dim", "N", "head dimension of values and outputs alone", CACHES},
     {BITS, "--bits", "LIST", "cache types: 2, 4, 8, 16, or kXvY (16,8,4,2)", CACHES},
     {GROUP, "--group", "N", "group size: 32, 64 or 128 (32)", CACHES},
-    {THREADS, "--threads", "LIST", "threads (1 and all)", THREADED},
+    {THREADS, "--threads", "LIST", "threads (1 and all)", THREADED | CPU_ONLY},
     {BACKEND, "--backend", "LIST", "backends by name (the library's choice)", CACHES | COMMAND_ALL},
-    {CONTEXT, "--context", "LIST", "tokens of the sequence (4096,16384,65536; append 4096, save 65536)",
+    {CONTEXT, "--context", "LIST",
+     "tokens of the sequence (4096,16384,65536; append 4096, save 65536)",
      COMMAND_DECODE | COMMAND_APPEND | COMMAND_SAVE},
     {PRECISION, "--precision", "P", "standard, precise or both (standard)", ATTENTION},
     {QUERIES, "--queries", "N", "queries of a step, 1 to 16: speculative decoding (1)",
      COMMAND_DECODE},
-    {BATCH, "--batch", "N", "GPU: sequences of a step, 1 to 256 (1)", COMMAND_DECODE},
+    {BATCH, "--batch", "N", "GPU: sequences of a step, 1 to 256 (1)", COMMAND_DECODE | GPU_ONLY},
+    {SHORTEST, "--shortest", "N",
+     "GPU: tokens of the batch's first sequence; even steps to the last",
+     COMMAND_DECODE | GPU_ONLY},
     {TOKENS, "--tokens", "N", "tokens of one call (append 512, prefill 2048)",
-     COMMAND_APPEND | COMMAND_PREFILL},
+     COMMAND_APPEND | COMMAND_PREFILL | CPU_ONLY},
     {WITH_APPEND, "--with-append", NULL, "a step appends the tokens of its queries first",
-     COMMAND_DECODE},
+     COMMAND_DECODE | CPU_ONLY},
     {IN_CACHE, "--in-cache", NULL, "one sequence over and over: data in the CPU's caches",
-     COMMAND_DECODE},
+     COMMAND_DECODE | CPU_ONLY},
     {HOST, "--host-threads", NULL, "drive kivi_work_* from the bench's own threads",
-     ATTENTION | COMMAND_APPEND | COMMAND_ALL},
+     ATTENTION | COMMAND_APPEND | COMMAND_ALL | CPU_ONLY},
     {DATA, "--data", "D", "keys: gauss, or outlier (a few channels ten times the rest; default)",
      CACHES | COMMAND_ALL},
-    {TIME, "--time", "S", "seconds of measurement for each row (0.4; quick 0.2)", EVERY},
+    {TIME, "--time", "S", "seconds of measurement for each row (0.4; quick 0.2)", EVERY | CPU_ONLY},
     {FOOTPRINT, "--footprint", "MB", "data to rotate (4 times the last-level cache, at least 1024)",
-     EVERY},
+     EVERY | CPU_ONLY},
     {QUICK, "--quick", NULL, "three contexts, and half the time", COMMAND_ALL},
     {JSON, "--json", NULL, "print JSON instead of tables", EVERY},
     {PLOT, "--plot", "FILE", "draw speed against context beside the bandwidth floor (SVG)",
@@ -242,7 +251,8 @@ static int set(struct options *o, enum id id, char *value)
     uint32_t n;
     char *end;
 
-    s->has_shape |= id == Q_HEADS || id == KV_HEADS || id == CONTEXT || id == BATCH;
+    s->has_shape |=
+        id == Q_HEADS || id == KV_HEADS || id == CONTEXT || id == BATCH || id == SHORTEST;
     switch (id) {
     case Q_HEADS:
         return parse_number(value, 1, 65536, &s->q_heads);
@@ -274,6 +284,8 @@ static int set(struct options *o, enum id id, char *value)
         return parse_number(value, 1, 16, &s->queries);
     case BATCH:
         return parse_number(value, 1, 256, &s->batch);
+    case SHORTEST:
+        return parse_number(value, 1, 1u << 26, &s->shortest);
     case TOKENS:
         return parse_number(value, 1, 1u << 20, &s->tokens);
     case WITH_APPEND:
@@ -346,6 +358,13 @@ static int check(struct options *o)
             return -1;
         }
     }
+    for (i = 0; i < s->contexts.n; i++) {
+        if (s->contexts.at[i] < s->shortest) {
+            fprintf(stderr, "kivi-bench: --shortest %u is more than --context %u\n", s->shortest,
+                    s->contexts.at[i]);
+            return -1;
+        }
+    }
     for (i = 0; o->command == COMMAND_APPEND && i < s->contexts.n; i++) {
         if (s->contexts.at[i] < s->tokens) {
             fprintf(stderr, "kivi-bench: --tokens %u is more than --context %u\n", s->tokens,
@@ -404,6 +423,10 @@ int options_parse(struct options *options, int argc, char **argv)
         }
         if (!set(options, table[i].id, value))
             return fail(table[i].name, value);
+        if (table[i].commands & CPU_ONLY)
+            options->cpu_only = table[i].name;
+        if (table[i].commands & GPU_ONLY)
+            options->gpu_only = table[i].name;
     }
     return check(options);
 }

@@ -52,8 +52,10 @@ struct scenario {
     uint32_t tokens;  /* of one append or prefill call */
     int appends;      /* a decode step appends its tokens before it attends */
     int in_cache;     /* one sequence over and over, so that its data stays in the CPU's caches */
-    uint32_t batch;   /* GPU: sequences of one step */
-    int has_shape;    /* GPU: heads, context or batch were given, and replace the standard shapes */
+    uint32_t batch;   /* GPU: sequences of one step, */
+    uint32_t
+        shortest;  /* the first of so many tokens, and the last of the context; 0: of one length */
+    int has_shape; /* GPU: heads, context or batch were given, and replace the standard shapes */
 };
 
 /* Settings of the run as a whole. */
@@ -70,7 +72,8 @@ struct options {
     enum command command;
     struct scenario scenario;
     struct settings settings;
-    struct name_list backends; /* at least one; NULL: the library's choice */
+    struct name_list backends;       /* at least one; NULL: the library's choice */
+    const char *cpu_only, *gpu_only; /* an option given that means nothing elsewhere, or NULL */
 };
 
 /* Reads the command line. Returns 1 to go on, 0 if the answer was help, -1 after an error. */

@@ -82,7 +82,7 @@ static int has_context(const struct row *row)
 static void print_gpu_columns(const struct row *w)
 {
     if (has_context(w))
-        printf("%-20s %-5s %-9s %6s %8s %8s %8s %8s %8s %7s %7s\n", "batch, q, kv, tokens", "cache",
+        printf("%-24s %-5s %-9s %6s %8s %8s %8s %8s %8s %7s %7s\n", "batch, q, kv, tokens", "cache",
                "precision", "layers", "MB", "reading", "graph", "queued", "append", "GB/s",
                "of read");
     else
@@ -93,12 +93,14 @@ static void print_gpu_columns(const struct row *w)
 static void print_gpu_row(const struct row *w)
 {
     const double rate = (double)w->bytes / w->median * 1e-9;
-    char shape[48];
+    char shape[64], shortest[24] = "";
 
     if (has_context(w)) {
-        snprintf(shape, sizeof shape, "%u, %u, %u, %llu", w->batch, w->shape.q_heads,
-                 w->shape.kv_heads, (unsigned long long)w->context);
-        printf("%-20s %-5s %-9s %6u %8.2f %8.1f %8.1f %8.1f %8.1f %7.0f %7.2f\n", shape, w->cache,
+        if (w->shortest)
+            snprintf(shortest, sizeof shortest, "%llu-", (unsigned long long)w->shortest);
+        snprintf(shape, sizeof shape, "%u, %u, %u, %s%llu", w->batch, w->shape.q_heads,
+                 w->shape.kv_heads, shortest, (unsigned long long)w->context);
+        printf("%-24s %-5s %-9s %6u %8.2f %8.1f %8.1f %8.1f %8.1f %7.0f %7.2f\n", shape, w->cache,
                w->precision, w->layers, (double)w->bytes * 1e-6, w->reading * 1e6, w->median * 1e6,
                w->queued * 1e6, w->with_append * 1e6, rate, w->of_read);
     } else {
@@ -242,9 +244,10 @@ static void json_row(const struct row *w, const char *end)
            w->in_cache ? "true" : "false", w->appends ? "true" : "false",
            w->host_threads ? "true" : "false");
     if (w->batch > 0)
-        printf("\"batch\": %u, \"layers\": %u, \"reading_s\": %.9g, \"queued_s\": %.9g, "
-               "\"with_append_s\": %.9g, ",
-               w->batch, w->layers, w->reading, w->queued, w->with_append);
+        printf("\"batch\": %u, \"shortest\": %llu, \"layers\": %u, \"reading_s\": %.9g, "
+               "\"queued_s\": %.9g, \"with_append_s\": %.9g, ",
+               w->batch, (unsigned long long)(w->shortest ? w->shortest : w->context), w->layers,
+               w->reading, w->queued, w->with_append);
     printf("\"rounds\": %zu, \"median_s\": %.9g, \"min_s\": %.9g, \"bytes\": %llu, ", w->rounds,
            w->median, w->min, (unsigned long long)w->bytes);
     printf("\"footprint\": %llu, \"gb_per_s\": %.6g, \"operations\": %.9g, ",

@@ -12,7 +12,8 @@ struct row {
     const char *precision; /* "standard", "precise", or "" where there is no choice */
     uint32_t threads, queries, tokens;
     uint32_t batch, layers; /* on a GPU: sequences of a step, and layers in turn; else 0 */
-    uint64_t context;
+    uint64_t context,
+        shortest; /* of a batch's longest and shortest sequence; the latter 0: of one length */
     int in_cache, appends, host_threads;
     size_t rounds;
     double median, min; /* seconds of one call */

@@ -350,7 +350,7 @@ typedef struct kivi_attention {
     const float *sink_logits; /* n_q_heads learned logits that join the softmax denominator without
                                  a value; may be NULL. Give them to one of several partial calls. */
     kivi_precision precision; /* KIVI_STANDARD (default) */
-    void *stream;             /* cudaStream_t for the CUDA backend; NULL (default): the default stream */
+    void *stream;             /* cudaStream_t of the cache's device; NULL (default): its default stream */
 } kivi_attention;
 
 /* Fills in the defaults above. NULL is ignored. */

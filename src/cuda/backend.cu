@@ -2,11 +2,11 @@
  * The CUDA backend: a module that the library opens at run time (core/module.c). It works in the
  * device's primary context, which it shares with the host application.
  *
- * Sources: backend.cu (this: devices, and what a cache keeps), blocks.cu (device memory), run.cu (a
- * step from the host's side), schedule.cu (how its attention is split), attend_fast.cuh and fast_*.cu
- * (attention on tensor cores), attend_general.cu (attention for every shape), results.cuh (what becomes of
- * their results), append*.cu (quantizing and storing), upload.cu (tables too long for kernel arguments),
- * step.cuh and schedule.cuh (what all kernels share).
+ * Sources: backend.cu (this: devices, and what a cache keeps), primary.cu (that context), blocks.cu
+ * (device memory), run.cu (a step from the host's side), schedule.cu (how its attention is split),
+ * attend_fast.cuh and fast_*.cu (attention on tensor cores), attend_general.cu (attention for every
+ * shape), results.cuh (what becomes of their results), append*.cu (quantizing and storing), upload.cu
+ * (tables too long for kernel arguments), step.cuh and schedule.cuh (what all kernels share).
  */
 #include <stdio.h>
 #include <string.h>
@@ -166,7 +166,7 @@ void close_context(void *context)
     kivi_cuda_context *c = (kivi_cuda_context *)context;
     const kivi_allocator allocator = c->allocator;
 
-    {
+    if (c->primary) {
         const kivi_cuda_guard guard(c);
 
         if (c->step_pending)
@@ -187,6 +187,7 @@ void close_context(void *context)
         kivi_cuda_release(c, &c->staging);
         (void)cudaGetLastError();
     }
+    kivi_cuda_let_go(c);
     kivi_lock_destroy(&c->lock);
     allocator.release(allocator.context, c->paths, c->geometry->n_layers * sizeof *c->paths);
     allocator.release(allocator.context, c, sizeof *c);
@@ -217,7 +218,8 @@ kivi_status open_context(const struct kivi_backend *, const struct kivi_geometry
         a->release(a->context, c, sizeof *c);
         return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for the backend");
     }
-    {
+    status = kivi_cuda_retain(c, error);
+    if (status == KIVI_OK) {
         const kivi_cuda_guard guard(c);
 
         status = open_device(c, error);

@@ -6,22 +6,6 @@ struct kivi_cuda_retired {
     void *memory;
 };
 
-kivi_cuda_guard::kivi_cuda_guard(const kivi_cuda_context *c)
-    : before_(c->device), now_(c->device), mode_(cudaStreamCaptureModeRelaxed)
-{
-    cudaGetDevice(&before_);
-    if (before_ != now_)
-        cudaSetDevice(now_);
-    cudaThreadExchangeStreamCaptureMode(&mode_);
-}
-
-kivi_cuda_guard::~kivi_cuda_guard()
-{
-    cudaThreadExchangeStreamCaptureMode(&mode_);
-    if (before_ != now_)
-        cudaSetDevice(before_);
-}
-
 kivi_status kivi_cuda_status(cudaError_t code, const char *what, kivi_error *error)
 {
     if (code == cudaSuccess)

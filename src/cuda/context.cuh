@@ -2,6 +2,8 @@
 #ifndef KIVI_CUDA_CONTEXT_CUH
 #define KIVI_CUDA_CONTEXT_CUH
 
+#include <cuda.h>
+
 #include "kernels.cuh"
 
 extern "C" {
@@ -41,6 +43,8 @@ struct kivi_cuda_context {
     const struct kivi_geometry *geometry;
     kivi_allocator allocator;
     int device;
+    CUdevice handle;
+    CUcontext primary; /* of the device; NULL unless retained */
     bool on_device; /* the caller's arrays are device memory, and nothing waits */
     bool overlap;   /* of kernels in a stream */
     char name[64];
@@ -58,7 +62,14 @@ struct kivi_cuda_context {
     struct kivi_cuda_buffer partials, arrivals, tables, staging;
 };
 
-/* The cache's device is current while this lives, and capture allows memory to be taken. */
+/* primary.cu: the device's primary context, which the cache shares with the host application and keeps alive. */
+kivi_status kivi_cuda_retain(kivi_cuda_context *c, kivi_error *error);
+void kivi_cuda_let_go(kivi_cuda_context *c);
+
+/* Refuses a stream of another context or device: a kernel that is launched there would run, and fault. */
+kivi_status kivi_cuda_check_stream(const kivi_cuda_context *c, cudaStream_t stream, kivi_error *error);
+
+/* It is current while this lives, whatever was or was not before, and capture allows memory to be taken. */
 class kivi_cuda_guard
 {
   public:
@@ -66,7 +77,7 @@ class kivi_cuda_guard
     ~kivi_cuda_guard();
 
   private:
-    int before_, now_;
+    bool pushed_;
     cudaStreamCaptureMode mode_;
 };
 

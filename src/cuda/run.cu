@@ -461,9 +461,11 @@ kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *e
     kivi_cuda_context *c = (kivi_cuda_context *)context;
     const kivi_cuda_path *path = &c->paths[step->layer];
     const kivi_cuda_guard guard(c);
-    kivi_status status;
+    kivi_status status = kivi_cuda_check_stream(c, (cudaStream_t)step->attention.stream, error);
     pending *p;
 
+    if (status != KIVI_OK)
+        return status;
     step->scratch = NULL;
     step->n_parts = 1;
     step->n_phases = 1;

@@ -3,222 +3,18 @@
  * own ways to fail. Codes are compared with those of the scalar backend by ==, attention by the
  * bound of "precise".
  */
-#include <check.h>
-#include <cuda_runtime_api.h>
-#include <kivi/kivi.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "support/accuracy.h"
 #include "support/buffer.h"
 #include "support/contents.h"
 #include "support/numbers.h"
 #include "support/random.h"
 #include "support/session.h"
 #include "support/suite.h"
-
-#define Q_HEADS 8u
-#define SEQS 3u
-#define ROUNDING (3 * PRECISE_RELATIVE) /* two roundings of "precise", and that of f32 */
-
-#define cuda_ok(call)                                                                              \
-    do {                                                                                           \
-        const cudaError_t code_ = (call);                                                          \
-        ck_assert_msg(code_ == cudaSuccess, "%s: %s", #call, cudaGetErrorString(code_));           \
-    } while (0)
-
-/* The same sequences on the device and on the scalar backend. */
-struct twins {
-    kivi_config config;
-    kivi_cache *device, *host;
-    kivi_seq on_device[SEQS], on_host[SEQS];
-    struct rng rng;
-    cudaStream_t stream;
-};
-
-/* An array on both sides. */
-struct array {
-    float *host, *device;
-    size_t bytes;
-};
-
-static struct array array_new(struct rng *rng, size_t n)
-{
-    struct array a = {malloc(n * sizeof *a.host), NULL, n * sizeof *a.host};
-    size_t i;
-
-    ck_assert_ptr_nonnull(a.host);
-    for (i = 0; i < n; i++)
-        a.host[i] = rng ? (float)rng_normal(rng) : NAN;
-    cuda_ok(cudaMalloc((void **)&a.device, a.bytes));
-    cuda_ok(cudaMemcpy(a.device, a.host, a.bytes, cudaMemcpyHostToDevice));
-    cuda_ok(cudaStreamSynchronize(NULL)); /* streams that do not wait for this one are to see it */
-    return a;
-}
-
-static void array_free(struct array *a)
-{
-    free(a->host);
-    cuda_ok(cudaFree(a->device));
-}
-
-static void twins_configure(struct twins *t, uint32_t kv_heads, uint32_t dim, uint32_t bits)
-{
-    memset(t, 0, sizeof *t);
-    kivi_config_init(&t->config);
-    t->config.n_layers = 2;
-    t->config.n_q_heads = Q_HEADS;
-    t->config.n_kv_heads = kv_heads;
-    t->config.k_dim = t->config.v_dim = dim;
-    t->config.k_bits = t->config.v_bits = bits;
-    t->config.n_threads = 1;
-    t->config.backend = "cuda";
-    t->config.memory = KIVI_MEMORY_DEVICE;
-    t->rng.state = test_seed(0xd0 + dim + bits);
-}
-
-static void twins_create(struct twins *t)
-{
-    kivi_config host = t->config;
-    kivi_error error;
-    uint32_t i;
-
-    host.backend = "scalar";
-    host.memory = KIVI_MEMORY_HOST;
-    session_ok(kivi_cache_create(&t->config, &t->device, &error), &error);
-    session_ok(kivi_cache_create(&host, &t->host, &error), &error);
-    for (i = 0; i < SEQS; i++) {
-        session_ok(kivi_seq_create(t->device, &t->on_device[i], &error), &error);
-        session_ok(kivi_seq_create(t->host, &t->on_host[i], &error), &error);
-    }
-    cuda_ok(cudaStreamCreateWithFlags(&t->stream, cudaStreamNonBlocking));
-}
-
-static void twins_open(struct twins *t, uint32_t kv_heads, uint32_t dim, uint32_t bits)
-{
-    twins_configure(t, kv_heads, dim, bits);
-    twins_create(t);
-}
-
-static void twins_close(struct twins *t)
-{
-    kivi_cache_destroy(t->device);
-    kivi_cache_destroy(t->host);
-    cuda_ok(cudaStreamDestroy(t->stream));
-}
-
-static void check_contents(const struct twins *t, const char *what)
-{
-    uint32_t i, layer;
-
-    for (i = 0; i < SEQS; i++) {
-        for (layer = 0; layer < t->config.n_layers; layer++) {
-            struct contents a, b;
-
-            contents_read(&a, &t->config, t->device, t->on_device[i], layer);
-            contents_read(&b, &t->config, t->host, t->on_host[i], layer);
-            contents_check_equal(&a, &b, what);
-            contents_free(&a);
-            contents_free(&b);
-        }
-    }
-}
-
-/* Rows of n numbers against one another: the distance relative to the row, which may be short where numbers
- * of size 1 cancel that f32 cannot add up better. */
-static void check_rows_near(const float *got, const float *wanted, size_t rows, size_t n,
-                            const char *what)
-{
-    size_t r, i;
-
-    for (r = 0; r < rows; r++) {
-        double error = 0, length = 0;
-
-        for (i = 0; i < n; i++) {
-            const double x = wanted[r * n + i], e = got[r * n + i] - x;
-
-            error += e * e;
-            length += x * x;
-        }
-        ck_assert_msg(sqrt(error) <= ROUNDING * sqrt(length) + 4 * 0x1p-24 * sqrt((double)n),
-                      "%s: row %zu is off by %g of its length", what, r, sqrt(error / length));
-    }
-}
-
-/* One call in flight: its arrays, and what the scalar backend made of the same. */
-struct call {
-    struct array k, v, q, out, lse;
-    size_t rows;
-    uint32_t dim;
-};
-
-/* n new tokens and as many queries for the first `n_seqs` sequences. Nothing waits for the device. */
-static struct call make_call(struct twins *t, uint32_t layer, uint32_t n_seqs, uint64_t n,
-                             cudaStream_t stream)
-{
-    const kivi_config *g = &t->config;
-    const size_t q_row = (size_t)n * g->n_q_heads * g->k_dim;
-    const size_t kv_row = (size_t)n * g->n_kv_heads * g->k_dim, lse_row = (size_t)n * g->n_q_heads;
-    struct call c = {.rows = n_seqs * lse_row, .dim = g->v_dim};
-    kivi_item on_device[SEQS], on_host[SEQS];
-    kivi_attention attention;
-    kivi_error error;
-    uint32_t i;
-
-    c.k = array_new(&t->rng, n_seqs * kv_row);
-    c.v = array_new(&t->rng, n_seqs * kv_row);
-    c.q = array_new(&t->rng, n_seqs * q_row);
-    c.out = array_new(NULL, n_seqs * q_row);
-    c.lse = array_new(NULL, n_seqs * lse_row);
-    for (i = 0; i < n_seqs; i++) {
-        const kivi_item item = {
-            .n_new = n,
-            .k = {c.k.host + i * kv_row, KIVI_F32, 0, 0},
-            .v = {c.v.host + i * kv_row, KIVI_F32, 0, 0},
-            .n_q = n,
-            .q = {c.q.host + i * q_row, KIVI_F32, 0, 0},
-            .out = {c.out.host + i * q_row, KIVI_F32, 0, 0},
-            .lse = c.lse.host + i * lse_row,
-            .q_position = KIVI_NEWEST,
-        };
-
-        on_host[i] = on_device[i] = item;
-        on_host[i].seq = t->on_host[i];
-        on_device[i].seq = t->on_device[i];
-        on_device[i].k.data = c.k.device + i * kv_row;
-        on_device[i].v.data = c.v.device + i * kv_row;
-        on_device[i].q.data = c.q.device + i * q_row;
-        on_device[i].out.data = c.out.device + i * q_row;
-        on_device[i].lse = c.lse.device + i * lse_row;
-    }
-    kivi_attention_init(&attention);
-    attention.precision = KIVI_PRECISE;
-    session_ok(kivi_run(t->host, layer, on_host, n_seqs, &attention, &error), &error);
-    attention.stream = stream;
-    session_ok(kivi_run(t->device, layer, on_device, n_seqs, &attention, &error), &error);
-    return c;
-}
-
-static void end_call(struct call *c, const char *what)
-{
-    float *got = malloc(c->out.bytes), *lse = malloc(c->lse.bytes);
-
-    ck_assert(got && lse);
-    cuda_ok(cudaDeviceSynchronize());
-    cuda_ok(cudaMemcpy(got, c->out.device, c->out.bytes, cudaMemcpyDeviceToHost));
-    cuda_ok(cudaMemcpy(lse, c->lse.device, c->lse.bytes, cudaMemcpyDeviceToHost));
-    check_rows_near(got, c->out.host, c->rows, c->dim, what);
-    check_rows_near(lse, c->lse.host, 1, c->rows, "log-sum-exp");
-    free(got);
-    free(lse);
-    array_free(&c->k);
-    array_free(&c->v);
-    array_free(&c->q);
-    array_free(&c->out);
-    array_free(&c->lse);
-}
+#include "twins.h"
 
 /* ------------------------------------------------------------------- steps */
 
@@ -234,14 +30,14 @@ START_TEST(steps_do_not_wait)
     uint32_t i, j;
 
     twins_open(&t, shapes[_i].kv_heads, shapes[_i].dim, shapes[_i].bits);
-    pending[0] = make_call(&t, 0, SEQS, 300, t.stream);
-    end_call(&pending[0], "prompt");
+    pending[0] = call_begin(&t, 0, SEQS, 300, t.stream);
+    call_end(&pending[0], "prompt");
     for (i = 0; i < 4; i++) {
         for (j = 0; j < 40; j++)
-            pending[j] = make_call(&t, 0, SEQS - j % 2, 1 + j % 3 / 2, t.stream);
+            pending[j] = call_begin(&t, 0, SEQS - j % 2, 1 + j % 3 / 2, t.stream);
         for (j = 0; j < 40; j++)
-            end_call(&pending[j], "step");
-        check_contents(&t, "steps");
+            call_end(&pending[j], "step");
+        twins_check_contents(&t, "steps");
     }
     twins_close(&t);
 }
@@ -260,7 +56,7 @@ START_TEST(streams_keep_order)
     for (i = 0; i < 3; i++)
         cuda_ok(cudaStreamCreateWithFlags(&streams[i], cudaStreamNonBlocking));
     for (i = 0; i < 24; i++) {
-        pending[i] = make_call(&t, 0, SEQS, i % 5 ? 1 : 150, i % 4 ? streams[i % 3] : NULL);
+        pending[i] = call_begin(&t, 0, SEQS, i % 5 ? 1 : 150, i % 4 ? streams[i % 3] : NULL);
         if (i % 6 == 5) { /* the last sequence becomes a fork of the first */
             session_ok(kivi_seq_destroy(t.device, t.on_device[2], &error), &error);
             session_ok(kivi_seq_destroy(t.host, t.on_host[2], &error), &error);
@@ -269,8 +65,8 @@ START_TEST(streams_keep_order)
         }
     }
     for (i = 0; i < 24; i++)
-        end_call(&pending[i], "streams");
-    check_contents(&t, "streams");
+        call_end(&pending[i], "streams");
+    twins_check_contents(&t, "streams");
     twins_close(&t);
     for (i = 0; i < 3; i++)
         cuda_ok(cudaStreamDestroy(streams[i]));
@@ -288,19 +84,19 @@ START_TEST(step_in_a_graph)
 
     twins_open(&t, 2, 128, 2);
     for (layer = 0; layer < 2; layer++)
-        prompt[layer] = make_call(&t, layer, SEQS, 200 + 183 * layer, t.stream);
+        prompt[layer] = call_begin(&t, layer, SEQS, 200 + 183 * layer, t.stream);
     cuda_ok(cudaStreamSynchronize(t.stream));
     cuda_ok(cudaStreamBeginCapture(t.stream, cudaStreamCaptureModeRelaxed));
     for (layer = 0; layer < 2; layer++)
-        step[layer] = make_call(&t, layer, SEQS, 1, t.stream);
+        step[layer] = call_begin(&t, layer, SEQS, 1, t.stream);
     cuda_ok(cudaStreamEndCapture(t.stream, &graph));
     cuda_ok(cudaGraphInstantiate(&exec, graph, 0));
     cuda_ok(cudaGraphLaunch(exec, t.stream));
     for (layer = 0; layer < 2; layer++) {
-        end_call(&prompt[layer], "prompt before a graph");
-        end_call(&step[layer], "step in a graph");
+        call_end(&prompt[layer], "prompt before a graph");
+        call_end(&step[layer], "step in a graph");
     }
-    check_contents(&t, "graph");
+    twins_check_contents(&t, "graph");
     cuda_ok(cudaGraphExecDestroy(exec));
     cuda_ok(cudaGraphDestroy(graph));
     twins_close(&t);
@@ -331,9 +127,9 @@ START_TEST(million_tokens)
         array_free(&k);
         array_free(&v);
     }
-    c = make_call(&t, 0, 1, 3, NULL);
-    end_call(&c, "a million tokens");
-    check_contents(&t, "a million tokens");
+    c = call_begin(&t, 0, 1, 3, NULL);
+    call_end(&c, "a million tokens");
+    twins_check_contents(&t, "a million tokens");
     twins_close(&t);
 }
 END_TEST
@@ -446,7 +242,7 @@ START_TEST(prompts_of_f16)
         struct f16_array v = f16_rows(&t.rng, shape->tokens[i], row, v_stride, _i % 2);
 
         append_f16(&t, &k, &v, stride, v_stride, shape->tokens[i]);
-        check_contents(&t, "prompt");
+        twins_check_contents(&t, "prompt");
         f16_free(&k);
         f16_free(&v);
     }
@@ -655,7 +451,7 @@ START_TEST(not_finite_in_a_prompt)
     session_ok(kivi_append(t.host, 0, t.on_host[0], n, (kivi_in){rows[0].host, KIVI_F16, 0, 0},
                            (kivi_in){rows[1].host, KIVI_F16, 0, 0}, &error),
                &error);
-    check_contents(&t, "not finite");
+    twins_check_contents(&t, "not finite");
     for (i = 0; i < 2; i++)
         f16_free(&rows[i]);
     twins_close(&t);
@@ -753,8 +549,8 @@ START_TEST(out_of_memory)
     uint64_t before, after;
 
     twins_open(&t, heads, dim, 4);
-    c = make_call(&t, 0, SEQS, 140, t.stream);
-    end_call(&c, "before");
+    c = call_begin(&t, 0, SEQS, 140, t.stream);
+    call_end(&c, "before");
     rows = array_new(&t.rng, (size_t)n * heads * dim);
     in = (kivi_in){rows.device, KIVI_F32, 0, 0};
     while (bytes >= (size_t)1 << 20 && n_hogs < 4096) {
@@ -774,7 +570,7 @@ START_TEST(out_of_memory)
                      cudaSuccess); /* nothing is left for the host application */
     while (n_hogs > 0)
         cuda_ok(cudaFree(hogs[--n_hogs]));
-    check_contents(&t, "after the failure");
+    twins_check_contents(&t, "after the failure");
     session_ok(kivi_append(t.device, 0, t.on_device[0], n, in, in, &error), &error);
     cuda_ok(cudaMemGetInfo(&free_bytes, &total));
     ck_assert_uint_gt(free_bytes, 0);
@@ -826,14 +622,14 @@ START_TEST(saved_and_loaded)
     kivi_error error;
 
     twins_open(&t, 2, 128, 2);
-    c = make_call(&t, 0, 1, 777, t.stream);
-    end_call(&c, "prompt");
-    c = make_call(&t, 1, 1, 777, t.stream);
+    c = call_begin(&t, 0, 1, 777, t.stream);
+    call_end(&c, "prompt");
+    c = call_begin(&t, 1, 1, 777, t.stream);
     buffer_init(&files[0]);
     buffer_init(&files[1]);
     session_ok(kivi_seq_save(t.device, t.on_device[0], buffer_write, &files[0], &error), &error);
     session_ok(kivi_seq_save(t.host, t.on_host[0], buffer_write, &files[1], &error), &error);
-    end_call(&c, "saved without waiting");
+    call_end(&c, "saved without waiting");
     ck_assert_uint_eq(files[0].size, files[1].size);
     ck_assert_mem_eq(files[0].data, files[1].data, files[0].size);
     session_ok(kivi_seq_load(t.device, buffer_read, &files[1], &back, &error), &error);
@@ -841,7 +637,7 @@ START_TEST(saved_and_loaded)
     session_ok(kivi_seq_destroy(t.host, t.on_host[1], &error), &error);
     t.on_device[1] = back;
     session_ok(kivi_seq_load(t.host, buffer_read, &files[0], &t.on_host[1], &error), &error);
-    check_contents(&t, "loaded");
+    twins_check_contents(&t, "loaded");
     buffer_free(&files[0]);
     buffer_free(&files[1]);
     twins_close(&t);
