@@ -58,6 +58,7 @@ int standard_run(struct bench *bench, const struct scenario *scenario);
 /* The same on a GPU, from device memory; only in a build with KIVI_CUDA. */
 int cuda_decode_run(struct bench *bench, const struct scenario *scenario);
 int cuda_append_run(struct bench *bench, const struct scenario *scenario);
+int cuda_prefill_run(struct bench *bench, const struct scenario *scenario);
 
 /* Draws the decode rows with two or more contexts. */
 int plot_write(const char *path, const struct report *report);

@@ -246,23 +246,23 @@ uint16_t half_of(float x)
            | (uint16_t)(((bits & 0x7fffffff) - (112u << 23)) >> 13);
 }
 
-/* For as many queries of a call. */
-int make_arrays(const struct gpu *g, const struct shape *s, uint32_t queries, device_arrays *a)
+/* For as many new tokens, and queries of all sequences. */
+int make_arrays(const struct gpu *g, const struct shape *s, uint64_t tokens, uint32_t queries, device_arrays *a)
 {
     const size_t n_q = (size_t)queries * s->q_heads * (s->k_dim > s->v_dim ? s->k_dim : s->v_dim);
     float *q = (float *)malloc(n_q * sizeof *q);
     uint16_t *halves = (uint16_t *)malloc(n_q * sizeof *halves);
     struct chunk chunk;
     int ok = q && halves
-             && chunk_make(&chunk, CHUNK, s->kv_heads, s->k_dim, s->v_dim,
+             && chunk_make(&chunk, tokens, s->kv_heads, s->k_dim, s->v_dim,
                            g->bench->settings->gauss);
 
     if (ok) {
         gaussian(q, n_q, 4);
         for (size_t i = 0; i < n_q; i++)
             halves[i] = half_of(q[i]);
-        ok = upload(&a->k, chunk.k, CHUNK * s->kv_heads * s->k_dim * 2)
-             && upload(&a->v, chunk.v, CHUNK * s->kv_heads * s->v_dim * 2)
+        ok = upload(&a->k, chunk.k, tokens * s->kv_heads * s->k_dim * 2)
+             && upload(&a->v, chunk.v, tokens * s->kv_heads * s->v_dim * 2)
              && upload(&a->q, halves, n_q * 2) && upload(&a->out, halves, n_q * 2);
         chunk_free(&chunk);
     } else {
@@ -382,7 +382,7 @@ int decode_row(const struct gpu *g, const uint32_t at[4], struct cache_type type
     }
     wanted = (8 * (uint64_t)g->l2 + bytes - 1) / bytes;
     w.n_layers = wanted > MAX_LAYERS ? MAX_LAYERS : wanted < 2 ? 2 : (uint32_t)wanted;
-    if (!make_arrays(g, &s, w.batch * sc->queries, &arrays)
+    if (!make_arrays(g, &s, CHUNK, w.batch * sc->queries, &arrays)
         || !fill(&w, &s, type, sc->queries, &arrays))
         return 0;
     w.attention.precision = precision;
@@ -439,7 +439,7 @@ int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, d
     w.batch = 1;
     w.tokens[0] = 0;
     w.n_layers = (uint32_t)(8 * g->l2 / input + 1);
-    if (!make_arrays(g, &s, 1, &arrays) || !fill(&w, &s, type, 0, &arrays))
+    if (!make_arrays(g, &s, tokens, 1, &arrays) || !fill(&w, &s, type, 0, &arrays))
         return 0;
     w.items[0].n_new = tokens;
     /* The layers' outputs differ; the input is read from a copy for each, so that it is not in L2. */
@@ -492,6 +492,48 @@ int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, d
     row.min /= w.n_layers;
     row.of_read = (double)bytes / row.median / bandwidth;
     return report(g, &row, s, type, w.n_layers, bytes, w.n_layers * input);
+}
+
+/* A prompt in one call to an empty sequence, appended and attended with all its queries. */
+int prefill_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, kivi_precision precision)
+{
+    struct prompt : work {
+        steps *w;
+
+        int run(cudaStream_t stream) override
+        {
+            kivi_seq_truncate(w->cache, w->items[0].seq, 0, NULL);
+            return w->run(stream);
+        }
+    } prompt;
+    const struct scenario *sc = g->scenario;
+    const struct shape s = {sc->q_heads, kv_heads, sc->k_dim, sc->v_dim, sc->group};
+    device_arrays arrays;
+    struct row row = {};
+    static steps w;
+
+    w.batch = 1;
+    w.tokens[0] = 0;
+    w.n_layers = 4;
+    if (!make_arrays(g, &s, sc->tokens, sc->tokens, &arrays) || !fill(&w, &s, type, sc->tokens, &arrays))
+        return 0;
+    w.attention.precision = precision;
+    set_new(&w, sc->tokens);
+    prompt.w = &w;
+    if (!time_work(&prompt, g->stream, false, &row.median, &row.min))
+        return 0;
+    kivi_cache_destroy(w.cache);
+    free_arrays(&arrays);
+    row.command = "prefill";
+    row.backend = "cuda";
+    row.precision = precision == KIVI_STANDARD ? "standard" : "precise";
+    row.batch = 1;
+    row.tokens = row.queries = sc->tokens;
+    row.appends = 1;
+    row.median /= w.n_layers;
+    row.min /= w.n_layers;
+    row.operations = 1.0 * sc->tokens * (sc->tokens + 1) * s.q_heads * (s.k_dim + s.v_dim);
+    return report(g, &row, s, type, w.n_layers, 0, 0);
 }
 
 int open_gpu(struct gpu *g, struct bench *bench, const struct scenario *scenario)
@@ -566,5 +608,27 @@ extern "C" int cuda_append_run(struct bench *bench, const struct scenario *s)
         for (size_t j = 0; j < s->types.n; j++)
             if (!append_row(&g, s->kv_heads.at[i], s->types.at[j], bandwidth))
                 return 0;
+    return 1;
+}
+
+extern "C" int cuda_prefill_run(struct bench *bench, const struct scenario *s)
+{
+    struct gpu g;
+    char text[200];
+
+    if (!open_gpu(&g, bench, s))
+        return 0;
+    snprintf(text, sizeof text, "prefill: %u query heads, dimension %u/%u, group %u; f16 in and out",
+             s->q_heads, s->k_dim, s->v_dim, s->group);
+    report_heading(&bench->report, text);
+    for (size_t i = 0; i < s->kv_heads.n; i++)
+        for (size_t j = 0; j < s->types.n; j++) {
+            if ((s->precisions & PRECISION_STANDARD)
+                && !prefill_row(&g, s->kv_heads.at[i], s->types.at[j], KIVI_STANDARD))
+                return 0;
+            if ((s->precisions & PRECISION_PRECISE)
+                && !prefill_row(&g, s->kv_heads.at[i], s->types.at[j], KIVI_PRECISE))
+                return 0;
+        }
     return 1;
 }

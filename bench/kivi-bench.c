@@ -92,7 +92,9 @@ static int run_on_gpu(struct bench *bench, const struct options *options)
         return cuda_decode_run(bench, &options->scenario);
     if (options->command == COMMAND_APPEND)
         return cuda_append_run(bench, &options->scenario);
-    fprintf(stderr, "kivi-bench: decode and append can be measured on the cuda backend\n");
+    if (options->command == COMMAND_PREFILL)
+        return cuda_prefill_run(bench, &options->scenario);
+    fprintf(stderr, "kivi-bench: decode, append and prefill can be measured on the cuda backend\n");
 #else
     (void)bench;
     (void)options;

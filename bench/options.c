@@ -103,7 +103,7 @@ static const struct {
      "GPU: tokens of the batch's first sequence; even steps to the last",
      COMMAND_DECODE | GPU_ONLY},
     {TOKENS, "--tokens", "N", "tokens of one call (append 512, prefill 2048)",
-     COMMAND_APPEND | COMMAND_PREFILL | CPU_ONLY},
+     COMMAND_APPEND | COMMAND_PREFILL},
     {WITH_APPEND, "--with-append", NULL, "a step appends the tokens of its queries first",
      COMMAND_DECODE | CPU_ONLY},
     {IN_CACHE, "--in-cache", NULL, "one sequence over and over: data in the CPU's caches",

@@ -85,6 +85,9 @@ static void print_gpu_columns(const struct row *w)
         printf("%-24s %-5s %-9s %6s %8s %8s %8s %8s %8s %7s %7s\n", "batch, q, kv, tokens", "cache",
                "precision", "layers", "MB", "reading", "graph", "queued", "append", "GB/s",
                "of read");
+    else if (is_command(w, "prefill"))
+        printf("%8s %-5s %-9s %8s %8s %8s\n", "kv heads", "cache", "precision", "tokens", "us",
+               "TFLOP/s");
     else
         printf("%8s %-5s %8s %8s %7s %7s\n", "kv heads", "cache", "tokens", "us", "GB/s",
                "of copy");
@@ -103,6 +106,9 @@ static void print_gpu_row(const struct row *w)
         printf("%-24s %-5s %-9s %6u %8.2f %8.1f %8.1f %8.1f %8.1f %7.0f %7.2f\n", shape, w->cache,
                w->precision, w->layers, (double)w->bytes * 1e-6, w->reading * 1e6, w->median * 1e6,
                w->queued * 1e6, w->with_append * 1e6, rate, w->of_read);
+    } else if (is_command(w, "prefill")) {
+        printf("%8u %-5s %-9s %8u %8.1f %8.1f\n", w->shape.kv_heads, w->cache, w->precision, w->tokens,
+               w->median * 1e6, w->operations / w->median * 1e-12);
     } else {
         printf("%8u %-5s %8u %8.1f %7.0f %7.2f\n", w->shape.kv_heads, w->cache, w->tokens,
                w->median * 1e6, rate, w->of_read);
