@@ -202,7 +202,8 @@ START_TEST(split_over_tokens)
 {
     const int n = test_rounds(4, 40);
     struct rng rng = {test_seed(0x5917)};
-    int i;
+    kivi_attention attention;
+    int i, j;
 
     reset_worst();
     for (i = 0; i < n; i++) {
@@ -212,10 +213,62 @@ START_TEST(split_over_tokens)
 
         model_open(&m, "split over tokens", &config, 1, &fill_ordinary, rng_next(&rng));
         prompt_and_steps(&m, 2500 + rng_below(&rng, 300), 12, 1 + (uint32_t)(i + 6) % 7);
+        for (j = 0; j < 2; j++) {
+            const struct model_item many = {0, 3, 8, KIVI_NEWEST};
+
+            kivi_attention_init(&attention);
+            attention.precision = j ? KIVI_PRECISE : KIVI_STANDARD;
+            model_call(&m, 0, &many, 1, &attention, 0);
+        }
         model_check(&m, worst);
         model_close(&m);
     }
     print_worst("split over tokens");
+}
+END_TEST
+
+/* Prompts, chunks of them, and readers of what is there: many queries at a time, beside a sequence with few. */
+START_TEST(many_queries)
+{
+    static const uint32_t dims[] = {64, 128}, kv_heads[] = {1, 2, 4}, sinks[] = {0, 0, 5, 40};
+    static const uint32_t bits[][2] = {{2, 2}, {4, 4}, {2, 4}, {4, 2}, {8, 8}, {16, 16}};
+    const struct fill *fill = _i ? &fill_adversarial[_i - 1] : &fill_ordinary;
+    const int n = test_rounds(3, 200);
+    struct rng rng = {test_seed(0x3a27) + (uint64_t)_i};
+    char what[96];
+    int i, j;
+
+    reset_worst();
+    for (i = 0; i < n; i++) {
+        kivi_config config = plain_config(8, RNG_PICK(&rng, kv_heads), RNG_PICK(&rng, dims), 2);
+        float sink_logits[64];
+        kivi_attention attention;
+        struct model m;
+
+        config.k_bits = bits[(3 * _i + i) % 6][0];
+        config.v_bits = bits[(3 * _i + i) % 6][1];
+        config.n_sink = RNG_PICK(&rng, sinks);
+        if (rng_one_in(&rng, 2))
+            config.residual_length = 128;
+        if (rng_one_in(&rng, 3))
+            config.group_size = config.residual_length = 64;
+        model_open(&m, fill->name, &config, 2, fill, rng_next(&rng));
+        for (j = 0; j < 4; j++) {
+            const uint64_t n_new = j < 2 ? rng_between(&rng, 40, 130) : 0;
+            const struct model_item items[] = {
+                {0, n_new, j < 2 ? n_new : rng_between(&rng, 9, 40),
+                 j < 3 ? KIVI_NEWEST : rng_below(&rng, 300)},
+                {1, n_new, 1, KIVI_NEWEST},
+            };
+
+            random_attention(&m.rng, &config, sink_logits, &attention);
+            model_call(&m, 0, items, 2, &attention, 0);
+        }
+        model_check(&m, worst);
+        model_close(&m);
+    }
+    snprintf(what, sizeof what, "many queries, %s", fill->name);
+    print_worst(what);
 }
 END_TEST
 
@@ -339,9 +392,9 @@ static void append_in_chunks(kivi_cache *cache, kivi_seq seq, const struct array
         const uint64_t sizes[N_PLANS] = {1, 7, n, rng_between(rng, 1, 90)};
         const uint64_t chunk = sizes[plan] < n - at ? sizes[plan] : n - at;
 
-        ck_assert_int_eq(kivi_append(cache, 0, seq, chunk, tensor_in(&a->k, at),
-                                     tensor_in(&a->v, at), NULL),
-                         KIVI_OK);
+        ck_assert_int_eq(
+            kivi_append(cache, 0, seq, chunk, tensor_in(&a->k, at), tensor_in(&a->v, at), NULL),
+            KIVI_OK);
         at += chunk;
     }
 }
@@ -558,18 +611,21 @@ int main(void)
 {
     Suite *suite = suite_create("oracle");
     TCase *bounds = tcase_create("bounds"), *bits = tcase_create("bit for bit");
-    TCase *merge = tcase_create("merge");
+    TCase *merge = tcase_create("merge"), *many = tcase_create("many");
 
     tcase_add_test(bounds, any_combination);
     tcase_add_loop_test(bounds, adversarial_data, 0, (int)n_fill_adversarial);
     tcase_add_test(bounds, split_over_tokens);
+    tcase_add_loop_test(many, many_queries, 0, 1 + (int)n_fill_adversarial);
     tcase_add_loop_test(bits, chunks_do_not_matter, 0, backend_count());
     tcase_add_loop_test(bits, parts_are_reproducible, 0, backend_count());
     tcase_add_loop_test(merge, merge_of_disjoint_tokens, 0, backend_count());
     tcase_add_test(merge, merge_with_nothing);
     tcase_set_timeout(bounds, 0);
+    tcase_set_timeout(many, 0);
     tcase_set_timeout(bits, 0);
     suite_add_tcase(suite, bounds);
+    suite_add_tcase(suite, many);
     suite_add_tcase(suite, bits);
     suite_add_tcase(suite, merge);
     return test_main(suite);

@@ -96,6 +96,7 @@ kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_head
 {
     kivi_cuda_blocks blocks[2];
     kivi_cuda_path path;
+    int many;
 
     path.attend = l->k.dim == l->v.dim && has_small_pages(l, n_kv_heads)
                       ? kivi_cuda_find_fast(l->k.dim, l->k.bits, l->v.bits, blocks)
@@ -109,6 +110,8 @@ kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_head
     path.small = find_split(&blocks[0], path.fast ? blocks[0].warps : GENERAL_LEAST_COST, multiprocessors);
     path.large = find_split(&blocks[1], blocks[1].warps, multiprocessors);
     path.few_tasks = find_few_tasks(path);
+    path.attend_many = path.fast ? kivi_cuda_find_many(l->k.dim, l->k.bits, l->v.bits, &many) : NULL;
+    path.many_blocks = path.attend_many ? (uint32_t)(many * multiprocessors) : 0;
     return path;
 }
 
@@ -182,6 +185,7 @@ void close_context(void *context)
         if (c->bad)
             (void)cudaFreeHost((void *)c->bad);
         kivi_cuda_release(c, &c->partials);
+        kivi_cuda_release(c, &c->many_partials);
         kivi_cuda_release(c, &c->arrivals);
         kivi_cuda_release(c, &c->tables);
         kivi_cuda_release(c, &c->staging);
@@ -281,6 +285,15 @@ kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_b
         return kivi_cuda_find_fast_64(k_bits, v_bits, blocks);
     if (dim == 128)
         return kivi_cuda_find_fast_128(k_bits, v_bits, blocks);
+    return NULL;
+}
+
+kivi_cuda_attend_many_rows kivi_cuda_find_many(uint32_t dim, uint32_t k_bits, uint32_t v_bits, int *blocks)
+{
+    if (dim == 64)
+        return kivi_cuda_find_many_64(k_bits, v_bits, blocks);
+    if (dim == 128)
+        return kivi_cuda_find_many_128(k_bits, v_bits, blocks);
     return NULL;
 }
 

@@ -31,6 +31,8 @@ struct kivi_cuda_path {
     kivi_cuda_attend attend;
     kivi_cuda_split small, large; /* the second in blocks of twice the warps, */
     uint32_t few_tasks;           /* up to so many tasks */
+    kivi_cuda_attend_many_rows attend_many; /* of items of many query rows; NULL: as the others */
+    uint32_t many_blocks;                   /* that the device runs at a time; 0 then */
     bool fast;
 };
 
@@ -59,7 +61,7 @@ struct kivi_cuda_context {
     struct kivi_cuda_news last;      /* in the last step */
     volatile unsigned long long *bad; /* mapped host memory: kivi_cuda_report */
     unsigned long long *bad_on_device;
-    struct kivi_cuda_buffer partials, arrivals, tables, staging;
+    struct kivi_cuda_buffer partials, many_partials, arrivals, tables, staging;
 };
 
 /* primary.cu: the device's primary context, which the cache shares with the host application and keeps alive. */
@@ -99,13 +101,15 @@ kivi_status kivi_cuda_block_read(void *context, void *host, const void *block, s
 kivi_status kivi_cuda_block_write(void *context, void *block, size_t offset, const void *host,
                                   size_t bytes, kivi_error *error);
 
-/* What the attention of a step takes, in units of codes. */
+/* What the attention of a step takes, in units of codes, beside items of many queries. */
 struct kivi_cuda_work {
     uint64_t cost, n_tasks;
+    kivi_cuda_many_plan many;
 };
 
-/* schedule.cu. Finds the work, and each item's share in it; false if it is too much for one call. */
-bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda_work *work);
+/* schedule.cu. Finds the work, and each item's share in it; false if it is too much for one call. `many_blocks`:
+ * attend_many.cuh's that run at a time, 0 if the layer has none. */
+bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, uint32_t many_blocks, kivi_cuda_work *work);
 
 /* In small parts or large ones. Of the small ones more overlap on a multiprocessor, when they begin and end. Where many
  * parts share a task, merging what they leave takes longer. */

@@ -12,10 +12,10 @@
 #include "fast_codes.cuh"
 
 /* Where 16 bytes of a row are in shared memory, permuted so that few lanes of an access meet in a bank. */
-template <int DIM>
+template <int DIM, int SHIFT = 2>
 __device__ __forceinline__ uint32_t kivi_cuda_row_chunk(uint32_t row, uint32_t chunk)
 {
-    return row * (DIM / 8) + (chunk ^ (row / 4 & 7));
+    return row * (DIM / 8) + (chunk ^ (row >> SHIFT & 7));
 }
 
 /* Four channels from c on. */
@@ -25,15 +25,15 @@ __device__ __forceinline__ uint2 kivi_cuda_row_quad(const uint4 *rows, uint32_t 
     return ((const uint2 *)&rows[kivi_cuda_row_chunk<DIM>(row, c / 8)])[c / 4 % 2];
 }
 
-/* Starts to copy the unit's rows; tokens that are none are zeros. */
-template <int DIM>
+/* Starts to copy the unit's rows, by a warp or more threads; tokens that are none are zeros. */
+template <int DIM, int THREADS = 32, int SHIFT = 2>
 __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_rows &rows, uint32_t u,
-                                                     uint32_t lane)
+                                                     uint32_t thread)
 {
-    constexpr uint32_t PER_ROW = DIM / 8, STEP = 32 / PER_ROW;
+    constexpr uint32_t PER_ROW = DIM / 8, STEP = THREADS / PER_ROW;
     const uint64_t unit = (uint64_t)u * KIVI_CUDA_UNIT;
     const uint32_t at = kivi_cuda_unit_row(rows.ring_length, u);
-    const uint32_t chunk = lane % PER_ROW, first = lane / PER_ROW;
+    const uint32_t chunk = thread % PER_ROW, first = thread / PER_ROW;
     const uint64_t last = unit + KIVI_CUDA_UNIT < rows.n ? unit + KIVI_CUDA_UNIT : rows.n;
     const bool aligned = kivi_cuda_rows_are_f16(rows, last);
 
@@ -43,7 +43,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
 
 #pragma unroll 4
         for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP, from += STEP * rows.dim)
-            kivi_cuda_copy16(&to[kivi_cuda_row_chunk<DIM>(row, chunk)], from);
+            kivi_cuda_copy16(&to[kivi_cuda_row_chunk<DIM, SHIFT>(row, chunk)], from);
         return;
     }
     if (aligned && unit >= rows.n_sink && rows.ring_length.by >= KIVI_CUDA_UNIT) { /* the window's ends */
@@ -58,7 +58,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
             const uint32_t slot = at + row < rows.ring_length.by ? at + row : at + row - rows.ring_length.by;
             const bool copy = row >= begin && row < end;
 
-            kivi_cuda_copy16_or_zero(&to[kivi_cuda_row_chunk<DIM>(row, chunk)],
+            kivi_cuda_copy16_or_zero(&to[kivi_cuda_row_chunk<DIM, SHIFT>(row, chunk)],
                                      !copy || row < old ? ring + (size_t)slot * rows.dim
                                                         : fresh + (int64_t)row * rows.fresh_token,
                                      copy ? 16 : 0);
@@ -69,7 +69,7 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
     for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP) {
         const bool known = aligned || unit + row < rows.n_old; /* where it is, if anywhere */
         const __half *from = known ? kivi_cuda_f16_row(rows, unit, at, row) : NULL;
-        uint4 *slot = &to[kivi_cuda_row_chunk<DIM>(row, chunk)];
+        uint4 *slot = &to[kivi_cuda_row_chunk<DIM, SHIFT>(row, chunk)];
 
         if (from)
             kivi_cuda_copy16(slot, from + 8 * chunk);

@@ -45,6 +45,31 @@ kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_b
 kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
 kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
 
+/* Items of many query rows are attend_many.cuh's, where it was compiled for the layer: schedule.cu. */
+#define KIVI_CUDA_MANY 32u      /* rows of an item, at least */
+#define KIVI_CUDA_MANY_ROWS 64u /* of a block */
+#define KIVI_CUDA_MANY_LEAST 8u /* units of a block, where it has but a share of a sequence */
+
+/* What the attention of such items takes. */
+struct kivi_cuda_many_plan {
+    uint32_t n_blocks, n_partials;
+    bool low_queries; /* some are f32 */
+};
+
+/* Floats of a partial result: [rows][dim] outputs, then unit and sum of each row. */
+constexpr __host__ __device__ size_t kivi_cuda_many_floats(uint32_t dim)
+{
+    return KIVI_CUDA_MANY_ROWS * (dim + 2);
+}
+
+typedef cudaError_t (*kivi_cuda_attend_many_rows)(const kivi_cuda_step *step, const kivi_cuda_many_plan *plan,
+                                                  float *partials, cudaStream_t stream);
+
+/* NULL if it was not compiled for the combination. A multiprocessor of the current device holds so many blocks. */
+kivi_cuda_attend_many_rows kivi_cuda_find_many(uint32_t dim, uint32_t k_bits, uint32_t v_bits, int *blocks);
+kivi_cuda_attend_many_rows kivi_cuda_find_many_64(uint32_t k_bits, uint32_t v_bits, int *blocks);
+kivi_cuda_attend_many_rows kivi_cuda_find_many_128(uint32_t k_bits, uint32_t v_bits, int *blocks);
+
 /* How a step's append is split between its kernels: slabs of a kv head, at most. */
 struct kivi_cuda_append_plan {
     uint32_t tiled, others;

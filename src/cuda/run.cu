@@ -285,7 +285,7 @@ bool divide(const kivi_step *step, const kivi_cuda_path *path, pending *p)
 {
     kivi_cuda_item *items = (kivi_cuda_item *)p->tables;
 
-    if (!kivi_cuda_find_work(step, items, &p->work))
+    if (!kivi_cuda_find_work(step, items, path->many_blocks, &p->work))
         return false;
     if (p->work.n_tasks) {
         const kivi_cuda_split *split = kivi_cuda_choose_split(path, &p->work);
@@ -309,6 +309,10 @@ kivi_status reserve(kivi_cuda_context *c, const kivi_step *step, pending *p, kiv
                                        (size_t)p->args.n_parts * KIVI_CUDA_ROWS * sizeof(uint32_t), true,
                                        error);
     }
+    if (status == KIVI_OK && p->work.many.n_partials)
+        status = kivi_cuda_reserve(
+            c, &c->many_partials,
+            p->work.many.n_partials * kivi_cuda_many_floats(step->geometry->v_dim) * sizeof(float), false, error);
     if (status == KIVI_OK && p->table_bytes > KIVI_CUDA_INLINE)
         status = kivi_cuda_reserve(c, &c->tables, p->table_bytes, false, error);
     if (status == KIVI_OK && !c->on_device)
@@ -409,6 +413,8 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
     }
     if (code == cudaSuccess && p->max_new && !c->on_device)
         code = kivi_cuda_check(s, p->max_new, stream);
+    if (code == cudaSuccess && p->work.many.n_blocks)
+        code = c->paths[step->layer].attend_many(s, &p->work.many, (float *)c->many_partials.memory, stream);
     if (code == cudaSuccess && p->work.n_tasks)
         code = c->paths[step->layer].attend(s, stream);
     if (code == cudaSuccess && p->max_new)

@@ -49,6 +49,49 @@ uint64_t divide_up(uint64_t a, uint64_t b)
     return (a + b - 1) / b;
 }
 
+/*
+ * Whether an item of so many query rows to a kv head is attend_many.cuh's. As measured, 64 rows take as long there for a
+ * unit of codes as so many tiles of 8 do that are divided as schedule.cuh says, and for a unit of rows as 6 do for one
+ * of codes; for tiles such units are edges. Of new tokens rows see half.
+ */
+bool is_many(const kivi_layer_geometry *l, const kivi_cuda_item &item, uint64_t rows)
+{
+    const uint32_t bits = l->k.bits > l->v.bits ? l->k.bits : l->v.bits;
+    const uint64_t codes_cost = bits < 8 ? 10 : bits == 8 ? 6 : 2, rows_cost = 6;
+    const uint64_t codes = item.n_cheap, edges = item.n_units - codes, half = item.n_new / KIVI_CUDA_UNIT / 2;
+    const uint64_t of_rows = edges > half ? edges - half : edges, blocks = divide_up(rows, KIVI_CUDA_MANY_ROWS);
+
+    return rows >= KIVI_CUDA_MANY
+           && blocks * (codes_cost * codes + rows_cost * of_rows)
+                  <= item.n_tiles * (codes + item.edge_cost * of_rows);
+}
+
+/* Items of attend_many.cuh: splits of their tokens, as many as its blocks run at a time, and each item's blocks. False
+ * if they are too many. */
+bool divide_many(const kivi_step *step, kivi_cuda_item *items, uint32_t many_blocks, uint64_t cost,
+                 kivi_cuda_many_plan *plan)
+{
+    uint64_t blocks = 0, partials = 0;
+
+    for (size_t i = 0; i < step->n_items; i++) {
+        kivi_cuda_many_item *many = &items[i].many;
+        const uint64_t tasks = (uint64_t)many->n_tiles * step->geometry->n_kv_heads, units = items[i].n_units;
+        const uint64_t share = units * many_blocks / cost, most = units / KIVI_CUDA_MANY_LEAST;
+        const uint64_t splits = share < most ? share : most;
+
+        many->n_splits = (uint32_t)(splits < 1 ? 1 : splits);
+        many->first_partial = (uint32_t)partials;
+        blocks += tasks * many->n_splits;
+        partials += many->n_splits > 1 ? tasks * many->n_splits : 0;
+        many->end = (uint32_t)blocks;
+        if (blocks > INT32_MAX)
+            return false;
+    }
+    plan->n_blocks = (uint32_t)blocks;
+    plan->n_partials = (uint32_t)partials;
+    return true;
+}
+
 /* What is divided, and how: in equal shares, wherever they end, or so that none ends one task and begins another
  * that it does not end. */
 struct division {
@@ -141,11 +184,12 @@ uint64_t share_end(const division &d, const place &at, uint32_t i, uint32_t of_t
 
 } // namespace
 
-bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda_work *work)
+bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, uint32_t many_blocks, kivi_cuda_work *work)
 {
     const uint64_t window = step->attention.window;
+    uint64_t many_cost = 0;
 
-    *work = {0, 0};
+    *work = {};
     for (size_t i = 0; i < step->n_items; i++) {
         const kivi_step_item *from = &step->items[i];
         const uint64_t n = from->after.n, rows = from->io.n_q * step->geometry->heads_per_kv;
@@ -156,7 +200,7 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda
         uint64_t first = window && from->io.q_position >= window ? from->io.q_position - window + 1 : 0;
         uint64_t units = (end + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT, tasks;
 
-        if (from->io.n_q > INT32_MAX || rows > INT32_MAX - KIVI_CUDA_ROWS)
+        if (from->io.n_q > INT32_MAX || rows > INT32_MAX - KIVI_CUDA_MANY_ROWS)
             return false;
         first = (first < end ? first : end) / KIVI_CUDA_UNIT;
         units = units > first ? units - first : 1; /* what sees nothing is written all the same */
@@ -165,11 +209,18 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, kivi_cuda
         items[i].n_cheap = (uint32_t)(cheap <= first ? 0 : cheap - first < units ? cheap - first : units);
         items[i].n_tiles = (uint32_t)((rows + KIVI_CUDA_ROWS - 1) / KIVI_CUDA_ROWS);
         items[i].edge_cost = edge_cost(&step->geometry->layers[step->layer], n > from->before.k_packed);
+        if (many_blocks && is_many(&step->geometry->layers[step->layer], items[i], rows)) {
+            items[i].many.n_tiles = (uint32_t)divide_up(rows, KIVI_CUDA_MANY_ROWS);
+            items[i].n_tiles = 0;
+            work->many.low_queries = work->many.low_queries || from->io.q.dtype == KIVI_F32;
+        }
         tasks = n_tasks(items[i], step->geometry->n_kv_heads);
         work->n_tasks += tasks;
         work->cost += tasks * task_cost(items[i]);
+        many_cost += (uint64_t)items[i].many.n_tiles * step->geometry->n_kv_heads * units;
     }
-    return work->n_tasks <= INT32_MAX;
+    return work->n_tasks <= INT32_MAX
+           && (!many_cost || divide_many(step, items, many_blocks, many_cost, &work->many));
 }
 
 const kivi_cuda_split *kivi_cuda_choose_split(const kivi_cuda_path *path, const kivi_cuda_work *work)

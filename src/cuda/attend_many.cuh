@@ -1,0 +1,864 @@
+/*
+ * Attention of many queries: a prompt, or a chunk of one. A block has 64 query rows of a kv head, 16 to a warp, and
+ * goes through the tokens they see a piece at a time: keys and values stand in shared memory as f16, rows as they are
+ * and codes as numbers, for all its rows. Scales go into the other operand, and minima's part is a product of its own,
+ * as in fast_codes.cuh.
+ *
+ * Queries times scales are two f16 numbers, and so are weights for rows of f16 and, if `precise` (KIVI_PRECISE, and 8
+ * bits), for codes. A piece is tokens of a unit that are kept in the same way.
+ *
+ * Lane 4 g + t has query rows g and g + 8 of its warp; of scores, tokens 8 n + 2 t and the next; of the output, channels
+ * 8 n + 2 t and the next.
+ */
+#ifndef KIVI_CUDA_ATTEND_MANY_CUH
+#define KIVI_CUDA_ATTEND_MANY_CUH
+
+#include "fast_rows.cuh"
+#include "kernels.cuh"
+
+#define KIVI_CUDA_MANY_THREADS 128u
+
+/* Four 8x8 matrices of f16: lane 8 i + j gives the address, in shared memory, of row j of matrix i, and gets the pairs of
+ * each. */
+__device__ __forceinline__ void kivi_cuda_load_matrices(uint32_t x[4], uint32_t row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row));
+}
+
+/* The same, transposed. */
+__device__ __forceinline__ void kivi_cuda_load_transposed(uint32_t x[4], uint32_t row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row));
+}
+
+/* Some tokens of a unit, in few registers. */
+struct kivi_cuda_piece {
+    enum : uint32_t {
+        K_CODES = 1u << 16,
+        V_CODES = 1u << 17,
+        FRESH = 1u << 18, /* all of the unit is new, in rows of f16 */
+        WHOLE = KIVI_CUDA_UNIT << 8
+    };
+    uint32_t unit;
+    uint32_t what; /* the first token's place, that behind the last << 8, and of the bits above */
+
+    __device__ __forceinline__ uint64_t first() const
+    {
+        return (uint64_t)unit * KIVI_CUDA_UNIT;
+    }
+
+    __device__ __forceinline__ uint32_t begin() const
+    {
+        return what & 255u;
+    }
+
+    __device__ __forceinline__ uint32_t end() const
+    {
+        return what >> 8 & 255u;
+    }
+
+    __device__ __forceinline__ bool is(uint32_t bits) const
+    {
+        return (what & bits) != 0;
+    }
+
+    __device__ __forceinline__ bool is_whole() const
+    {
+        return (what & 0xffffu) == WHOLE;
+    }
+};
+
+/* Units begin .. end - 1. */
+struct kivi_cuda_units {
+    uint32_t begin, end;
+
+    __device__ __forceinline__ bool has(uint32_t u) const
+    {
+        return u >= begin && u < end;
+    }
+};
+
+/* The units of tokens begin .. end - 1 alone. */
+__device__ __forceinline__ kivi_cuda_units kivi_cuda_whole_units(uint64_t begin, uint64_t end)
+{
+    return {(uint32_t)((begin + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT), (uint32_t)(end / KIVI_CUDA_UNIT)};
+}
+
+/* Where everything is in shared memory, in bytes. */
+template <int D, int KB, int VB> struct kivi_cuda_many_shape {
+    static constexpr uint32_t TILE = KIVI_CUDA_UNIT * D * 2; /* keys or values of a unit */
+    static constexpr uint32_t QUERIES = KIVI_CUDA_MANY_ROWS * D * 2;
+    static constexpr uint32_t KEYS = QUERIES, VALUES = KEYS + 2 * TILE;
+    static constexpr uint32_t PACKED = VALUES + 2 * TILE;
+    /* What is packed of a unit: codes of keys, their scales and minima, codes of values, theirs for up to 4 groups. */
+    static constexpr uint32_t K_SCALES = KB == 16 ? 0 : 4 * D * KB, V_CODES = K_SCALES + (KB == 16 ? 0 : 4 * D);
+    static constexpr uint32_t V_SCALES = V_CODES + (VB == 16 ? 0 : 4 * D * VB);
+    static constexpr uint32_t STAGE = V_SCALES + (VB == 16 ? 0 : 4 * D);
+    static constexpr uint32_t BYTES = PACKED + 2 * STAGE;
+    /* What queries of f32 are beside f16: not always. */
+    static constexpr uint32_t LOW_QUERIES = BYTES, MOST = LOW_QUERIES + QUERIES;
+    static_assert(MOST <= 98 * 1024, "every device has 99 KB, of which 1 is for the rest");
+};
+
+/* Where 16 bytes of a row of tokens, D channels wide, or of 32 numbers, a channel's, are in their tile: permuted so that
+ * the rows of a matrix are in different banks. Rows begin at multiples of what is permuted, so that an address is that of
+ * another chunk of its row with some of its bits turned over. */
+template <int WIDTH> __device__ __forceinline__ uint32_t kivi_cuda_many_chunk(uint32_t row, uint32_t chunk)
+{
+    return WIDTH == 32 ? row * 4 + (chunk ^ (row / 2 & 3)) : kivi_cuda_row_chunk<WIDTH, 0>(row, chunk);
+}
+
+/* A word's codes as pairs of f16. */
+template <int BITS> __device__ __forceinline__ void kivi_cuda_take_codes(uint32_t word, uint32_t y[16 / BITS])
+{
+    const uint32_t pair[2] = {__byte_perm(word, 0, 0x4140), __byte_perm(word, 0, 0x4342)};
+    constexpr uint32_t mask = ((1u << BITS) - 1u) * 0x00010001u;
+
+#pragma unroll
+    for (int i = 0; i < 16 / BITS; i++) {
+        const int up = BITS * (i / 2); /* where the codes stand in their bytes */
+
+        /* 1024 + code * 2^up, made the code: exactly. */
+        y[i] = kivi_cuda_fma2((pair[i % 2] & mask << up) | 0x64006400u, kivi_cuda_power2(-up),
+                              kivi_cuda_power2(10 - up) ^ 0x80008000u);
+    }
+}
+
+/* The pairs of a word to place `at`, of as many, in rows of WIDTH numbers. */
+template <int BITS, int WIDTH>
+__device__ __forceinline__ void kivi_cuda_store_word(unsigned char *tile, uint32_t row, uint32_t at,
+                                                     const uint32_t y[16 / BITS])
+{
+    if (BITS == 8) {
+        ((uint2 *)tile)[2 * kivi_cuda_many_chunk<WIDTH>(row, at / 2) + at % 2] = make_uint2(y[0], y[1]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4 / BITS; i++)
+            ((uint4 *)tile)[kivi_cuda_many_chunk<WIDTH>(row, at * (4 / BITS) + i)] =
+                make_uint4(y[4 * i], y[4 * i + 1], y[4 * i + 2], y[4 * i + 3]);
+    }
+}
+
+/* A unit's codes to their tile, by all threads: keys in rows of tokens, values in rows of channels. */
+template <int D, int BITS, bool keys>
+__device__ __forceinline__ void kivi_cuda_unpack(const uint32_t *codes, unsigned char *tile)
+{
+    constexpr uint32_t N = 32 / BITS, ROWS = keys ? KIVI_CUDA_UNIT : D, WIDTH = keys ? D : KIVI_CUDA_UNIT;
+    constexpr uint32_t WORDS = ROWS * WIDTH / N, EACH = WORDS / KIVI_CUDA_MANY_THREADS;
+
+    static_assert(WORDS % KIVI_CUDA_MANY_THREADS == 0, "all threads have as many");
+#pragma unroll
+    for (uint32_t i = 0; i < EACH; i++) {
+        const uint32_t word = threadIdx.x + i * KIVI_CUDA_MANY_THREADS;
+        uint32_t y[N / 2];
+
+        kivi_cuda_take_codes<BITS>(codes[word], y);
+        kivi_cuda_store_word<BITS, WIDTH>(tile, word % ROWS, word / ROWS, y);
+    }
+}
+
+/* What a block works on. */
+struct kivi_cuda_many_task {
+    kivi_cuda_segment segment; /* of the first of its tiles of KIVI_CUDA_ROWS rows; all units */
+    uint32_t n_rows, split, partial;
+};
+
+/* A block's rows of one kv head, and what a warp holds of them. */
+template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
+    using shape = kivi_cuda_many_shape<D, KB, VB>;
+    static constexpr int STEPS = D / 16, COLUMNS = D / 8;
+
+    const kivi_cuda_step &s;
+    const kivi_cuda_item &item;
+    const kivi_cuda_segment &segment;
+    unsigned char *shared;
+    uint32_t base; /* its address there */
+    uint32_t warp, lane, g, t, group_shift;
+    bool low_queries;                    /* whether they are two numbers each */
+    kivi_cuda_units packed_units, fresh; /* all of whose tokens are codes, and new rows of f16 */
+
+    float from_q[2];       /* of rows g, g + 8: what makes scores of products, base 2 unless there is a soft cap */
+    kivi_cuda_units all, some; /* of which all rows of the warp see all tokens, and some rows some */
+    float unit[2];
+    float out[COLUMNS][4]; /* rows g, g, g + 8, g + 8 */
+    float rest[4];         /* of groups 2 t and 2 t + 1, the sum of minima; the second of lanes 3: of weights */
+    uint32_t p[2][4], p_low[2][4]; /* weights of tokens 16 i + 2 t, rows g, g + 8; of 8 further */
+
+    __device__ __forceinline__ kivi_cuda_many(const kivi_cuda_step &step, const kivi_cuda_item &at,
+                                              const kivi_cuda_segment &task, unsigned char *memory)
+        : s(step), item(at), segment(task), shared(memory), base((uint32_t)__cvta_generic_to_shared(memory)),
+          warp(threadIdx.x / 32), lane(threadIdx.x % 32), g(lane / 4), t(lane % 4), low_queries(at.q_type == KIVI_F32)
+    {
+        const uint64_t packed = max(item.k_packed, item.v_packed), sink = s.n_sink;
+        const kivi_cuda_rows k = kivi_cuda_key_rows(s, item, task.head), v = kivi_cuda_value_rows(s, item, task.head);
+
+        group_shift = 31 - __clz(s.v.group_size);
+        packed_units = kivi_cuda_whole_units(sink, min(item.k_packed, item.v_packed));
+        fresh = kivi_cuda_whole_units(max(max(item.n_old, packed), sink), item.n);
+        if (!kivi_cuda_rows_are_f16(k, item.n) || !kivi_cuda_rows_are_f16(v, item.n))
+            fresh.end = 0;
+#pragma unroll
+        for (int i = 0; i < 2; i++)
+            unit[i] = KIVI_CUDA_NO_UNIT;
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                out[i][j] = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            rest[j] = 0;
+    }
+
+    /* Where the lane's rows of matrices are, beside where their tile is: of queries and keys two steps further, of values
+     * another column, are that ^ 32 for each step, or ^ 16. */
+    __device__ __forceinline__ uint32_t query_at() const
+    {
+        return base + (16 * warp + lane % 16) * 2 * D + (((lane / 16) ^ (lane & 7)) << 4);
+    }
+
+    __device__ __forceinline__ uint32_t key_at() const
+    {
+        return base + lane % 8 * 2 * D + (((lane / 8) ^ (lane & 7)) << 4);
+    }
+
+    __device__ __forceinline__ uint32_t value_at() const
+    {
+        return base + lane * 2 * D + ((lane & 7) << 4);
+    }
+
+    /* Of dequantized values, rows of channels: a column is 512 bytes. */
+    __device__ __forceinline__ uint32_t channel_at() const
+    {
+        return base + lane % 8 * 64 + (((lane / 8) ^ (lane / 2 & 3)) << 4);
+    }
+
+    __device__ __forceinline__ unsigned char *packed(uint32_t stage) const
+    {
+        return shared + shape::PACKED + stage * shape::STAGE;
+    }
+
+    /* ------------------------------------------------------------ queries */
+
+    /* The warp's rows, each times a power of 2 that makes its largest number 8 to 16. */
+    __device__ __forceinline__ void load_queries(float *factors, uint32_t n_rows)
+    {
+        constexpr int PER_LANE = D / 32;
+        const float factor = fabsf(s.softcap > 0 ? s.scale : s.scale * 1.44269504f);
+        const float sign = copysignf(1.0f, s.scale);
+
+#pragma unroll 4
+        for (uint32_t row = 16 * warp; row < 16 * warp + 16; row++) {
+            const uint32_t token = kivi_cuda_query(s, segment.tile, row);
+            const uint32_t head = kivi_cuda_query_head(s, segment, row, token);
+            const int64_t at = (int64_t)token * item.q_token + (int64_t)head * item.q_head;
+            float x[PER_LANE] = {}, max = 0, up;
+            uint32_t high[PER_LANE / 2], low[PER_LANE / 2];
+            bool finite = true;
+            int exponent;
+
+            if (row < n_rows)
+                kivi_cuda_load_floats<PER_LANE>(item.q, item.q_type, at + PER_LANE * lane, x);
+#pragma unroll
+            for (int i = 0; i < PER_LANE; i++) {
+                finite = finite && fabsf(x[i] * s.scale) <= 1e30f;
+                x[i] = finite ? x[i] * sign : 0.0f;
+                max = fmaxf(max, fabsf(x[i]));
+            }
+            if (!finite)
+                kivi_cuda_report(s, segment.item, token, 0);
+            max = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
+            exponent = max > 0x1p-100f ? 130 - (int)(__float_as_uint(max) >> 23) : 100;
+            up = __uint_as_float((uint32_t)(exponent + 127) << 23);
+            if (lane == 0)
+                factors[row] = factor * __uint_as_float((uint32_t)(127 - exponent) << 23);
+#pragma unroll
+            for (int i = 0; i < PER_LANE / 2; i++) {
+                const float a = x[2 * i] * up, b = x[2 * i + 1] * up;
+                const __half2 h = __floats2half2_rn(a, b);
+                const float2 rounded = __half22float2(h);
+
+                high[i] = kivi_cuda_bits(h);
+                low[i] = kivi_cuda_bits(__floats2half2_rn(a - rounded.x, b - rounded.y));
+            }
+#pragma unroll
+            for (int i = 0; i < PER_LANE / 2; i++) {
+                const uint32_t word = PER_LANE / 2 * lane + i;
+                const uint32_t place = 4 * kivi_cuda_many_chunk<D>(row, word / 4) + word % 4;
+
+                ((uint32_t *)shared)[place] = high[i];
+                if (low_queries)
+                    ((uint32_t *)(shared + shape::LOW_QUERIES))[place] = low[i];
+            }
+        }
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t row = 16 * warp + g + 8 * i;
+            from_q[i] = factors[row];
+        }
+
+        const uint32_t oldest = 16 * warp, newest = min(16 * warp + 15, n_rows - 1);
+
+        all = kivi_cuda_whole_units(first_seen(newest), min(position(oldest) + 1, item.n));
+        some = {(uint32_t)(first_seen(oldest) / KIVI_CUDA_UNIT),
+                (uint32_t)((min(position(newest) + 1, item.n) + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT)};
+    }
+
+    /* The position of a row of the block, and the first token that it sees. */
+    __device__ __forceinline__ uint64_t position(uint32_t row) const
+    {
+        return item.q_position + kivi_cuda_query(s, segment.tile, row);
+    }
+
+    __device__ __forceinline__ uint64_t first_seen(uint32_t row) const
+    {
+        const uint64_t at = position(row);
+
+        return s.window && at >= s.window ? at - s.window + 1 : 0;
+    }
+
+    /* ------------------------------------------------------------- pieces */
+
+    /* The piece that begins at `token`, of those before `end`. */
+    __device__ __forceinline__ kivi_cuda_piece find_piece(uint64_t token, uint64_t end) const
+    {
+        const uint32_t unit = (uint32_t)(token / KIVI_CUDA_UNIT);
+        const uint64_t first = token / KIVI_CUDA_UNIT * KIVI_CUDA_UNIT;
+        uint64_t stop = first + KIVI_CUDA_UNIT;
+        const uint64_t ends[] = {end, s.n_sink, item.v_packed, item.k_packed};
+        uint32_t what = (uint32_t)(token - first);
+
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            if (token < ends[i] && ends[i] < stop)
+                stop = ends[i];
+        what |= (uint32_t)(stop - first) << 8;
+        what |= token >= s.n_sink && token < item.k_packed ? kivi_cuda_piece::K_CODES : 0;
+        what |= token >= s.n_sink && token < item.v_packed ? kivi_cuda_piece::V_CODES : 0;
+        what |= fresh.has(unit) ? kivi_cuda_piece::FRESH : 0;
+        return {unit, what};
+    }
+
+    /* The piece after this one; false if there is none. Most are like the one before. */
+    __device__ __forceinline__ bool go_on(kivi_cuda_piece &piece, uint64_t end) const
+    {
+        const uint32_t next = piece.unit + 1;
+
+        if (piece.is_whole() && next < (uint32_t)(end / KIVI_CUDA_UNIT)
+            && (piece.is(kivi_cuda_piece::FRESH) ? fresh.has(next)
+                                                 : packed_units.has(piece.unit) && packed_units.has(next))) {
+            piece.unit = next;
+            return true;
+        }
+
+        const uint64_t token = piece.first() + piece.end();
+
+        if (token < end)
+            piece = find_piece(token, end);
+        return token < end;
+    }
+
+    /* Rows of a page of the f16 cache type; beyond the first n, which may not be there yet, zeros. */
+    static __device__ __forceinline__ void copy_rows(unsigned char *to, const unsigned char *from, uint32_t n)
+    {
+#pragma unroll
+        for (uint32_t i = threadIdx.x; i < shape::TILE / 16; i += KIVI_CUDA_MANY_THREADS)
+            kivi_cuda_copy16_or_zero((uint4 *)to + kivi_cuda_many_chunk<D>(i / (D / 8), i % (D / 8)), from + 16 * i,
+                                     i / (D / 8) < n ? 16 : 0);
+    }
+
+    /* New rows of a unit: `data`, at the head. */
+    __device__ __forceinline__ void fetch_fresh(unsigned char *to, const void *data, int64_t stride, uint32_t u) const
+    {
+        constexpr uint32_t PER_ROW = D / 8, STEP = KIVI_CUDA_MANY_THREADS / PER_ROW;
+        const uint32_t row = threadIdx.x / PER_ROW, chunk = threadIdx.x % PER_ROW;
+        const __half *from = (const __half *)data + 8 * chunk
+                             + ((int64_t)u * KIVI_CUDA_UNIT - (int64_t)item.n_old + row) * stride;
+        uint4 *at = (uint4 *)to + kivi_cuda_many_chunk<D>(row, chunk);
+
+        static_assert(STEP % 8 == 0, "rows of a thread are permuted alike");
+#pragma unroll
+        for (uint32_t i = 0; i < KIVI_CUDA_UNIT / STEP; i++, from += STEP * stride)
+            kivi_cuda_copy16(at + i * STEP * PER_ROW, from);
+    }
+
+    /* Codes, scales and minima of a unit as they are, at place `at` of a page: those of keys, of values or both. */
+    __device__ __forceinline__ void fetch_packed(unsigned char *to, const unsigned char *page, uint32_t at, bool keys,
+                                                 bool values) const
+    {
+        const uint32_t shift = 31 - __clz(s.k.tokens / KIVI_CUDA_UNIT), block = (at >> shift) * s.k.block_bytes;
+        const unsigned char *codes = page + (block + (at & ((1u << shift) - 1)) * shape::K_SCALES);
+        const unsigned char *scales = page + (block + s.k.code_bytes - shape::K_SCALES);
+        const unsigned char *of_values = page + (s.page_v_offset + (uint64_t)at * s.v.block_bytes - shape::V_CODES);
+        const uint32_t end = shape::V_CODES + (uint32_t)s.v.block_bytes;
+
+#pragma unroll
+        for (uint32_t i = 0; i < shape::STAGE; i += 16 * KIVI_CUDA_MANY_THREADS) {
+            const uint32_t j = i + 16 * threadIdx.x;
+
+            if (j < shape::V_CODES ? keys : values && j < end)
+                kivi_cuda_copy16(to + j, (j < shape::K_SCALES ? codes : j < shape::V_CODES ? scales : of_values) + j);
+        }
+    }
+
+    /* Starts to copy a piece's unit to shared memory: rows to their tiles, codes as they are. */
+    __device__ __forceinline__ void fetch(const kivi_cuda_piece &piece, uint32_t stage) const
+    {
+        unsigned char *keys = shared + shape::KEYS + stage * shape::TILE;
+        unsigned char *values = shared + shape::VALUES + stage * shape::TILE;
+
+        if (piece.is(kivi_cuda_piece::FRESH)) {
+            fetch_fresh(keys, (const __half *)item.k + (int64_t)segment.head * item.k_head, item.k_token, piece.unit);
+            fetch_fresh(values, (const __half *)item.v + (int64_t)segment.head * item.v_head, item.v_token, piece.unit);
+            kivi_cuda_copy_commit();
+            return;
+        }
+        if (piece.is(kivi_cuda_piece::K_CODES) || piece.is(kivi_cuda_piece::V_CODES)) {
+            const uint32_t index = kivi_cuda_divide(piece.unit, s.units_per_page);
+            const uint32_t at = piece.unit - index * s.units_per_page.by;
+            const unsigned char *page = kivi_cuda_page(s, item, index) + segment.head * s.page_head_stride;
+
+            if constexpr (KB < 16 || VB < 16)
+                fetch_packed(packed(stage), page, at, KB < 16 && piece.is(kivi_cuda_piece::K_CODES), VB < 16 && piece.is(kivi_cuda_piece::V_CODES));
+            if (KB == 16 && piece.is(kivi_cuda_piece::K_CODES))
+                copy_rows(keys, page + at * shape::TILE, kivi_cuda_in_unit(piece.unit, item.k_packed));
+            if (VB == 16 && piece.is(kivi_cuda_piece::V_CODES))
+                copy_rows(values, page + s.page_v_offset + at * shape::TILE,
+                          kivi_cuda_in_unit(piece.unit, item.v_packed));
+        }
+        if (!piece.is(kivi_cuda_piece::K_CODES))
+            kivi_cuda_fetch_rows<D, KIVI_CUDA_MANY_THREADS, 0>((uint4 *)keys,
+                                                               kivi_cuda_key_rows(s, item, segment.head), piece.unit,
+                                                               threadIdx.x);
+        if (!piece.is(kivi_cuda_piece::V_CODES))
+            kivi_cuda_fetch_rows<D, KIVI_CUDA_MANY_THREADS, 0>((uint4 *)values,
+                                                               kivi_cuda_value_rows(s, item, segment.head), piece.unit,
+                                                               threadIdx.x);
+        kivi_cuda_copy_commit();
+    }
+
+    /* Codes to their tiles, by all threads. */
+    __device__ __forceinline__ void unpack(const kivi_cuda_piece &piece, uint32_t stage) const
+    {
+        const unsigned char *from = packed(stage);
+
+        if constexpr (KB < 16)
+            if (piece.is(kivi_cuda_piece::K_CODES))
+                kivi_cuda_unpack<D, KB, true>((const uint32_t *)from, shared + shape::KEYS + stage * shape::TILE);
+        if constexpr (VB < 16)
+            if (piece.is(kivi_cuda_piece::V_CODES))
+                kivi_cuda_unpack<D, VB, false>((const uint32_t *)(from + shape::V_CODES),
+                                               shared + shape::VALUES + stage * shape::TILE);
+    }
+
+    /* ------------------------------------------------------------- scores */
+
+    static __device__ __forceinline__ void multiply(float to[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+    {
+        kivi_cuda_mma(to, a[0], a[1], a[2], a[3], b0, b1);
+    }
+
+    /* Adds the products of queries of two steps with keys of 32 tokens, those of the second to `more`. Products that follow one another have different sums: one waits for the other. */
+    static __device__ __forceinline__ void dot_step(float sum[4][4], float more[4][4], const uint32_t a[2][4],
+                                                    const uint32_t y[4][4])
+    {
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            multiply(sum[n], a[0], y[n][0], y[n][1]);
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            multiply(more[n], a[1], y[n][2], y[n][3]);
+    }
+
+    /* Keys of two steps, in the tile at `tile`. */
+    __device__ __forceinline__ void load_keys(uint32_t y[4][4], uint32_t tile, int step) const
+    {
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            kivi_cuda_load_matrices(y[n], ((key_at() + tile) ^ (32 * step)) + n * 16 * D);
+    }
+
+    /* Queries of two steps: rows g, g + 8 of channels 16 i + 2 t and the next; the same of 8 further. */
+    __device__ __forceinline__ void load_queries(uint32_t x[2][4], uint32_t tile, int step) const
+    {
+        kivi_cuda_load_matrices(x[0], (query_at() + tile) ^ (32 * step));
+        kivi_cuda_load_matrices(x[1], (query_at() + tile) ^ (32 * (step + 1)));
+    }
+
+    /* Numbers of the channels of two steps, or of the tokens of a unit: those of the lane's columns. Matrices of which all
+     * rows are alike. */
+    __device__ __forceinline__ void load_same(uint32_t x[4], uint32_t from) const
+    {
+        kivi_cuda_load_matrices(x, from + 16 * (lane / 8));
+    }
+
+    /* sum[n]: rows g, g, g + 8, g + 8 of tokens 8 n + 2 t and the next. */
+    __device__ __forceinline__ void dot_rows(uint32_t keys, float sum[4][4]) const
+    {
+        float more[4][4] = {};
+
+#pragma unroll
+        for (int i = 0; i < STEPS; i += 2) {
+            uint32_t y[4][4], q[2][4];
+
+            load_queries(q, 0, i);
+            load_keys(y, keys, i);
+            dot_step(sum, more, q, y);
+        }
+        if (low_queries)
+#pragma unroll 1
+            for (int i = 0; i < STEPS; i += 2) {
+                uint32_t y[4][4], q[2][4];
+
+                load_queries(q, shape::LOW_QUERIES, i);
+                load_keys(y, keys, i);
+                dot_step(sum, more, q, y);
+            }
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sum[n][i] += more[n][i];
+    }
+
+    /* The same, each step's sums apart: what tensor cores add to a large number they cut off. */
+    static __device__ __forceinline__ void dot_apart(float sum[4][4], const uint32_t a[2][4], const uint32_t y[4][4])
+    {
+        float part[2][4][4] = {};
+
+        dot_step(part[0], part[1], a, y);
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sum[n][i] += part[0][n][i] + part[1][n][i];
+    }
+
+    /* Queries of two steps times minima; likewise. */
+    static __device__ __forceinline__ void dot_minima(float sum[4], const uint32_t a[2][4], const uint32_t min[4])
+    {
+        float part[2][4] = {};
+
+        multiply(part[0], a[0], min[0], min[1]);
+        multiply(part[1], a[1], min[2], min[3]);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            sum[i] += part[0][i] + part[1][i];
+    }
+
+    /* The same of codes, with queries times scales in two numbers. `scales`: where those are, and then minima. */
+    __device__ __forceinline__ void dot_codes(uint32_t keys, uint32_t scales, float sum[4][4]) const
+    {
+        const int k = kivi_cuda_raise(
+            kivi_cuda_largest((const unsigned char *)__cvta_shared_to_generic(scales), D, lane), 11);
+        const uint32_t power = kivi_cuda_power2(k);
+        const float down = __uint_as_float((uint32_t)(127 - k) << 23);
+        float lows[4][4] = {}, bias[4] = {0, 0, 0, 0};
+
+#pragma unroll
+        for (int i = 0; i < STEPS; i += 2) {
+            uint32_t y[4][4], q[2][4], low[2][4] = {}, a[2][4], a_low[2][4], scale[4], min[4];
+
+            load_queries(q, 0, i);
+            if (low_queries)
+                load_queries(low, shape::LOW_QUERIES, i);
+            load_same(scale, scales + 32 * i);
+            load_same(min, scales + 2 * D + 32 * i);
+            load_keys(y, keys, i);
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                scale[j] = kivi_cuda_mul2(scale[j], power);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const uint32_t x = scale[j / 4 * 2 + j % 4 / 2], from = q[j / 4][j % 4];
+
+                a[j / 4][j % 4] = kivi_cuda_mul2(from, x);
+                a_low[j / 4][j % 4] = kivi_cuda_low2(from, x, a[j / 4][j % 4], low[j / 4][j % 4]);
+            }
+            if (precise)
+                dot_apart(sum, a, y);
+            else
+                dot_step(sum, sum, a, y);
+            dot_minima(bias, q, min);
+            dot_step(lows, lows, a_low, y);
+            if (low_queries)
+                dot_minima(bias, low, min);
+        }
+        /* Minima's products are alike in all columns. */
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sum[n][i] = fmaf(sum[n][i] + lows[n][i], down, bias[i]);
+    }
+
+    /* What rows do not see, and tokens of the unit that are not of the piece. */
+    __device__ __forceinline__ void hide(const kivi_cuda_piece &piece, float score[4][4]) const
+    {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const uint32_t row = 16 * warp + g + 8 * i;
+            const uint32_t from = max(piece.begin(), kivi_cuda_in_unit(piece.unit, first_seen(row)));
+            const uint32_t to = min(piece.end(), kivi_cuda_in_unit(piece.unit, position(row) + 1));
+
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+#pragma unroll
+                for (int j = 0; j < 2; j++)
+                    if (8 * n + 2 * t + j < from || 8 * n + 2 * t + j >= to)
+                        score[n][2 * i + j] = -INFINITY;
+        }
+    }
+
+    /* Scores themselves, capped: tanh x = 1 - 2 / (1 + e^2x). */
+    __device__ __forceinline__ void cap(float score[4][4]) const
+    {
+        const float to = s.softcap * 1.44269504f, from = 2.0f * 1.44269504f / s.softcap;
+
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const float x = score[n][i] * from_q[i / 2];
+
+                score[n][i] = fmaf(-2.0f * to, kivi_cuda_inverse(1.0f + kivi_cuda_exp2(x * from)), to);
+            }
+    }
+
+    /* A score is far above the unit of its row: the unit becomes the largest score so far. */
+    __device__ __forceinline__ void raise_unit(float max[2])
+    {
+        float shrink[2];
+
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            float m = max[i];
+
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+            m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+            m = fmaxf(m, unit[i]);
+            shrink[i] = kivi_cuda_exp2(unit[i] - m);
+            unit[i] = m;
+        }
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                out[n][i] *= shrink[i / 2];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            rest[i] *= shrink[i / 2];
+    }
+
+    /* Scores, which are still to be multiplied by those of their rows, to weights. */
+    template <bool low> __device__ __forceinline__ void weigh(const float score[4][4], const float by[2])
+    {
+        float max[2];
+
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            max[i] = fmaxf(score[0][2 * i], score[0][2 * i + 1]);
+#pragma unroll
+            for (int n = 1; n < 4; n++)
+                max[i] = fmaxf(max[i], fmaxf(score[n][2 * i], score[n][2 * i + 1]));
+            max[i] *= by[i];
+        }
+        if (__any_sync(0xffffffffu,
+                       max[0] > unit[0] + KIVI_CUDA_SLACK || max[1] > unit[1] + KIVI_CUDA_SLACK))
+            raise_unit(max);
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            const float base = KIVI_CUDA_WEIGHT_BITS - unit[i];
+
+#pragma unroll
+            for (int n = 0; n < 4; n++) {
+                /* Rounded as their largest was: of huge scores a fused difference would be anything. */
+                const float a = kivi_cuda_exp2(score[n][2 * i] * by[i] + base);
+                const float b = kivi_cuda_exp2(score[n][2 * i + 1] * by[i] + base);
+                const __half2 h = __floats2half2_rn(a, b);
+
+                p[n / 2][n % 2 * 2 + i] = kivi_cuda_bits(h);
+                if (low) {
+                    const float2 high = __half22float2(h);
+
+                    p_low[n / 2][n % 2 * 2 + i] = kivi_cuda_bits(__floats2half2_rn(a - high.x, b - high.y));
+                }
+            }
+        }
+    }
+
+    /* ------------------------------------------------------------- output */
+
+    /* The values' minima, and the weights themselves. */
+    template <bool low> __device__ __forceinline__ void sum_rest(const unsigned char *minima)
+    {
+        float part[4] = {0, 0, 0, 0}, *to = low ? part : rest;
+
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            uint32_t a = g == 7 ? 0x3c003c00u : 0, b = a;
+
+            if (minima && g < s.v.n_groups) {
+                const uint32_t *min = (const uint32_t *)(minima + 64 * g) + 8 * i + t;
+
+                a = min[0];
+                b = min[4];
+            }
+            multiply(to, p[i], a, b);
+            if (low)
+                multiply(to, p_low[i], a, b);
+        }
+        if (low)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                rest[i] += part[i];
+    }
+
+    /* Adds the products of weights with values of four columns. */
+    static __device__ __forceinline__ void sum_step(float to[4][4], const uint32_t w[2][4], const uint32_t y[4][4])
+    {
+#pragma unroll
+        for (int j = 0; j < 2; j++)
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+                multiply(to[n], w[j], y[n][2 * j], y[n][2 * j + 1]);
+    }
+
+    /* What values add that are rows of tokens. What tensor cores add to a large number they cut off: sums of a piece are
+     * taken apart, as with `low` below. */
+    __device__ __forceinline__ void sum_rows(uint32_t values)
+    {
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i += 4) {
+            float part[4][4] = {};
+            uint32_t y[4][4];
+
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+                kivi_cuda_load_transposed(y[n], (value_at() + values) ^ (16 * (i + n)));
+            sum_step(part, p, y);
+            sum_step(part, p_low, y);
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    out[i + n][j] += part[n][j];
+        }
+    }
+
+    /* The same of codes, rows of channels, with weights times scales; `low`: in two numbers, of which scales are times
+     * 2^v. */
+    template <bool low> __device__ __forceinline__ void sum_codes(uint32_t values, uint32_t scales, int v)
+    {
+        const uint32_t power = kivi_cuda_power2(v);
+        const float down = __uint_as_float((uint32_t)(127 - v) << 23);
+
+#pragma unroll
+        for (int i = 0; i < COLUMNS; i += 4) { /* 32 channels are of one group */
+            float part[4][4] = {}, (*to)[4] = low ? part : &out[i];
+            uint32_t y[4][4], x[4], w[2][4], w_low[2][4];
+
+            load_same(x, scales + (uint32_t)(8 * i >> group_shift) * 64);
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+                kivi_cuda_load_matrices(y[n], channel_at() + values + 512 * (i + n));
+            if (low)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    x[j] = kivi_cuda_mul2(x[j], power);
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                const uint32_t by = x[j / 4 * 2 + j % 4 / 2], from = p[j / 4][j % 4];
+
+                w[j / 4][j % 4] = kivi_cuda_mul2(from, by);
+                if (low)
+                    w_low[j / 4][j % 4] = kivi_cuda_low2(from, by, w[j / 4][j % 4], p_low[j / 4][j % 4]);
+            }
+            sum_step(to, w, y);
+            if (low) {
+                sum_step(to, w_low, y);
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        out[i + n][j] = fmaf(part[n][j], down, out[i + n][j]);
+            }
+        }
+    }
+
+    /* One piece that is in shared memory. */
+    __device__ __forceinline__ void take(const kivi_cuda_piece &piece, uint32_t stage)
+    {
+        const uint32_t keys = shape::KEYS + stage * shape::TILE, values = shape::VALUES + stage * shape::TILE;
+        const uint32_t at = base + shape::PACKED + stage * shape::STAGE;
+        float score[4][4] = {}, by[2] = {from_q[0], from_q[1]};
+
+        if (!some.has(piece.unit))
+            return;
+        if (KB < 16 && piece.is(kivi_cuda_piece::K_CODES))
+            dot_codes(keys, at + shape::K_SCALES, score);
+        else
+            dot_rows(keys, score);
+        if (s.softcap > 0) {
+            cap(score);
+            by[0] = by[1] = 1;
+        }
+        if (!piece.is_whole() || !all.has(piece.unit))
+            hide(piece, score);
+        if (VB == 16 || !piece.is(kivi_cuda_piece::V_CODES)) {
+            weigh<true>(score, by);
+            sum_rest<true>(NULL);
+            sum_rows(values);
+            return;
+        }
+
+        const unsigned char *scales = packed(stage) + shape::V_SCALES, *minima = scales + 64 * s.v.n_groups;
+        const uint32_t largest = kivi_cuda_largest(scales, 32 * s.v.n_groups, lane);
+
+        /* Weights are at most 2^14: with one number their products with scales of 2^-11 to below 4 stay in f16's normal
+         * range. */
+        if (precise || largest - 0x1000u >= 0x4400u - 0x1000u) {
+            weigh<true>(score, by);
+            sum_rest<true>(minima);
+            sum_codes<true>(values, at + shape::V_SCALES, kivi_cuda_raise(largest, 0));
+        } else {
+            weigh<false>(score, by);
+            sum_rest<false>(minima);
+            sum_codes<false>(values, at + shape::V_SCALES, 0);
+        }
+    }
+
+    /* The warp's rows of the block's result: [rows][D] outputs, then unit and sum of each row. */
+    __device__ __forceinline__ void store(float *result) const
+    {
+        const float down = 1.0f / (1 << (int)KIVI_CUDA_WEIGHT_BITS);
+        const uint32_t row = 16 * warp + g;
+
+#pragma unroll
+        for (int n = 0; n < COLUMNS; n++) {
+            const uint32_t group = 8 * n >> group_shift, from = 4 * g + group / 2;
+
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float even = __shfl_sync(0xffffffffu, rest[2 * i], from);
+                const float odd = __shfl_sync(0xffffffffu, rest[2 * i + 1], from);
+                const float min = group % 2 ? odd : even;
+
+                *(float2 *)&result[(row + 8 * i) * D + 8 * n + 2 * t] =
+                    make_float2((out[n][2 * i] + min) * down, (out[n][2 * i + 1] + min) * down);
+            }
+        }
+        if (t == 3)
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                *(float2 *)&result[KIVI_CUDA_MANY_ROWS * D + 2 * (row + 8 * i)] =
+                    make_float2(unit[i], rest[2 * i + 1] * down);
+    }
+};
+
+#endif
