@@ -1,5 +1,5 @@
 /*
- * Decode and append on a GPU, through the same interface. Arrays lie in device memory, calls do not wait,
+ * Decode, append and prefill on a GPU, through the same interface. Arrays lie in device memory, calls do not wait,
  * and time is that of events on the stream. A decode row is the layers of one step in a CUDA
  * graph, as many layers as it takes for their data to exceed the L2 cache several times; beside it stand
  * the same calls without a graph, and a kernel that only reads as many bytes.
@@ -425,11 +425,10 @@ int decode_rows(const struct gpu *g, const uint32_t at[4])
     return 1;
 }
 
-int append_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, double bandwidth)
+int append_row(const struct gpu *g, uint32_t kv_heads, uint64_t tokens, struct cache_type type, double bandwidth)
 {
     const struct scenario *sc = g->scenario;
     const struct shape s = {sc->q_heads, kv_heads, sc->k_dim, sc->v_dim, sc->group};
-    const uint64_t tokens = CHUNK;
     const uint64_t input = tokens * kv_heads * (s.k_dim + s.v_dim) * 2;
     const uint64_t bytes = input + sequence_bytes(&s, type, tokens);
     device_arrays arrays;
@@ -605,9 +604,10 @@ extern "C" int cuda_append_run(struct bench *bench, const struct scenario *s)
              bandwidth * 1e-9);
     report_heading(&bench->report, text);
     for (size_t i = 0; i < s->kv_heads.n; i++)
-        for (size_t j = 0; j < s->types.n; j++)
-            if (!append_row(&g, s->kv_heads.at[i], s->types.at[j], bandwidth))
-                return 0;
+        for (size_t k = 0; k < s->contexts.n; k++)
+            for (size_t j = 0; j < s->types.n; j++)
+                if (!append_row(&g, s->kv_heads.at[i], s->contexts.at[k], s->types.at[j], bandwidth))
+                    return 0;
     return 1;
 }
 

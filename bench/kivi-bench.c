@@ -3,7 +3,7 @@
  * uses.
  *
  * Sources: kivi-bench.c (this: the run as a whole), options.c (the command line), standard.c (the
- * standard table), decode.c, prompt.c (append and prefill), save.c, cuda.cu (decode and append on a
+ * standard table), decode.c, prompt.c (append and prefill), save.c, cuda.cu (decode, append and prefill on a
  * GPU), table.c (rows measured in turns), subject.c (a cache under measurement), measure.c (rounds and
  * medians), bandwidth.c (the reader), data.c (keys and values), machine.c (what it runs on), report.c
  * (tables and JSON), svg.c (the plot).

@@ -28,7 +28,7 @@ static const struct {
     {"append", "quantization of new tokens",
      "A row is one call of kivi_run for one layer that appends only, with f16 input that lies in\n"
      "the CPU's caches, as it does when a projection has just written it. Bytes are those of the\n"
-     "input.\n",
+     "input. With --backend cuda a call is a whole prompt, of --context tokens, from memory.\n",
      COMMAND_APPEND},
     {"prefill", "append and attention of a prompt, in one call",
      "A row is one call of kivi_run for one layer of an empty sequence: append the prompt, attend\n"
@@ -423,7 +423,8 @@ int options_parse(struct options *options, int argc, char **argv)
         }
         if (!set(options, table[i].id, value))
             return fail(table[i].name, value);
-        if (table[i].commands & CPU_ONLY)
+        if (table[i].commands & CPU_ONLY
+            || (table[i].id == TOKENS && options->command == COMMAND_APPEND))
             options->cpu_only = table[i].name;
         if (table[i].commands & GPU_ONLY)
             options->gpu_only = table[i].name;

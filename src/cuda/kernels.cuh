@@ -50,6 +50,12 @@ kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, kivi_
 #define KIVI_CUDA_MANY_ROWS 64u /* of a block */
 #define KIVI_CUDA_MANY_LEAST 8u /* units of a block, where it has but a share of a sequence */
 
+/* The tiles of so many rows that an item has for each kv head; 0 unless its queries are many. */
+__host__ __device__ __forceinline__ uint32_t kivi_cuda_many_tiles(const kivi_cuda_item &item, uint32_t heads_per_kv)
+{
+    return item.n_tiles ? 0 : (item.n_q * heads_per_kv + KIVI_CUDA_MANY_ROWS - 1) / KIVI_CUDA_MANY_ROWS;
+}
+
 /* What the attention of such items takes. */
 struct kivi_cuda_many_plan {
     uint32_t n_blocks, n_partials;

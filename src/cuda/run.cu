@@ -378,7 +378,8 @@ void settle(kivi_cuda_context *c, const kivi_step *step, kivi_cuda_item *items)
         const uint64_t k = before->k_packed > last.k ? before->k_packed - last.k : 0;
         const uint64_t v = before->v_packed > last.v ? before->v_packed - last.v : 0;
 
-        items[i].settled = (uint32_t)((k < v ? k : v) / KIVI_CUDA_UNIT);
+        if (items[i].n_tiles) /* others wait */
+            items[i].settled = (uint32_t)((k < v ? k : v) / KIVI_CUDA_UNIT);
         if (after->k_packed - before->k_packed > now.k)
             now.k = after->k_packed - before->k_packed;
         if (after->v_packed - before->v_packed > now.v)

@@ -74,16 +74,17 @@ bool divide_many(const kivi_step *step, kivi_cuda_item *items, uint32_t many_blo
     uint64_t blocks = 0, partials = 0;
 
     for (size_t i = 0; i < step->n_items; i++) {
-        kivi_cuda_many_item *many = &items[i].many;
-        const uint64_t tasks = (uint64_t)many->n_tiles * step->geometry->n_kv_heads, units = items[i].n_units;
+        const uint64_t tiles = kivi_cuda_many_tiles(items[i], step->geometry->heads_per_kv);
+        const uint64_t tasks = tiles * step->geometry->n_kv_heads, units = items[i].n_units;
         const uint64_t share = units * many_blocks / cost, most = units / KIVI_CUDA_MANY_LEAST;
         const uint64_t splits = share < most ? share : most;
 
-        many->n_splits = (uint32_t)(splits < 1 ? 1 : splits);
-        many->first_partial = (uint32_t)partials;
-        blocks += tasks * many->n_splits;
-        partials += many->n_splits > 1 ? tasks * many->n_splits : 0;
-        many->end = (uint32_t)blocks;
+        if (tasks == 0)
+            continue;
+        items[i].n_splits = (uint32_t)(splits < 1 ? 1 : splits);
+        items[i].first_partial = (uint32_t)partials;
+        blocks += tasks * items[i].n_splits;
+        partials += items[i].n_splits > 1 ? tasks * items[i].n_splits : 0;
         if (blocks > INT32_MAX)
             return false;
     }
@@ -210,14 +211,13 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, uint32_t 
         items[i].n_tiles = (uint32_t)((rows + KIVI_CUDA_ROWS - 1) / KIVI_CUDA_ROWS);
         items[i].edge_cost = edge_cost(&step->geometry->layers[step->layer], n > from->before.k_packed);
         if (many_blocks && is_many(&step->geometry->layers[step->layer], items[i], rows)) {
-            items[i].many.n_tiles = (uint32_t)divide_up(rows, KIVI_CUDA_MANY_ROWS);
             items[i].n_tiles = 0;
+            many_cost += divide_up(rows, KIVI_CUDA_MANY_ROWS) * step->geometry->n_kv_heads * units;
             work->many.low_queries = work->many.low_queries || from->io.q.dtype == KIVI_F32;
         }
         tasks = n_tasks(items[i], step->geometry->n_kv_heads);
         work->n_tasks += tasks;
         work->cost += tasks * task_cost(items[i]);
-        many_cost += (uint64_t)items[i].many.n_tiles * step->geometry->n_kv_heads * units;
     }
     return work->n_tasks <= INT32_MAX
            && (!many_cost || divide_many(step, items, many_blocks, many_cost, &work->many));

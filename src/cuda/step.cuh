@@ -51,14 +51,6 @@ struct kivi_cuda_slabs {
     uint32_t begin, end;
 };
 
-/* How an item's queries are divided that are many: attend_many.cuh. */
-struct kivi_cuda_many_item {
-    uint32_t n_tiles;       /* of query rows, for each kv head; 0: they are few, and divided as schedule.cuh says */
-    uint32_t n_splits;      /* of the tokens of each, */
-    uint32_t end;           /* blocks of this item and those before it */
-    uint32_t first_partial; /* where its splits leave what they have, if there is more than one */
-};
-
 /* One item of a step. Strides count elements. */
 struct alignas(16) kivi_cuda_item {
     const void *q, *k, *v;
@@ -72,12 +64,17 @@ struct alignas(16) kivi_cuda_item {
     uint64_t q_position;
     uint32_t n_new, n_q;
     uint32_t page; /* its first page in the table */
-    uint32_t first_unit, n_units, n_cheap, n_tiles; /* see schedule.cuh */
-    uint32_t edge_cost; /* of each unit but the cheap ones, in units of codes */
-    uint32_t settled; /* units before it were codes before the last call, which may still be at work */
+    uint32_t first_unit, n_units, n_cheap, n_tiles; /* see schedule.cuh; no tiles: it has no queries, or many */
+    union {
+        uint32_t edge_cost; /* of each unit but the cheap ones, in units of codes */
+        uint32_t n_splits;  /* of many queries: of the tokens that they see */
+    };
+    union {
+        uint32_t settled; /* units before it were codes before the last call, which may still be at work */
+        uint32_t first_partial; /* of many queries: where splits leave what they have, if there is more than one */
+    };
     kivi_cuda_slabs k_tiled, v_tiled; /* kivi_cuda_plan_append */
     uint8_t q_type, k_type, v_type, out_type; /* kivi_dtype */
-    kivi_cuda_many_item many;
 };
 
 /* Where a part of the attention begins: schedule.cuh. It ends where the next one begins. */
