@@ -37,6 +37,8 @@ for stage; do
             run "$stage $test" compute-sanitizer --tool "$stage" --error-exitcode 9 \
                 "$build/tests/cuda/test_cuda_$test"
         done
+        CK_RUN_CASE=many run "$stage oracle many" compute-sanitizer --tool "$stage" \
+            --error-exitcode 9 "$build/tests/cuda/test_cuda_oracle"
         for case in prompts steps; do
             CK_RUN_CASE=$case run "$stage device $case" compute-sanitizer --tool "$stage" \
                 --error-exitcode 9 "$build/tests/cuda/test_cuda_device"
