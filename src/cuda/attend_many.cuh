@@ -7,8 +7,8 @@
  * Queries times scales are two f16 numbers, and so are weights for rows of f16 and, if `precise` (KIVI_PRECISE, and 8
  * bits), for codes. A piece is tokens of a unit that are kept in the same way.
  *
- * Lane 4 g + t has query rows g and g + 8 of its warp; of scores, tokens 8 n + 2 t and the next; of the output, channels
- * 8 n + 2 t and the next.
+ * Lane 4 g + t has query rows g and g + 8 of its warp; of scores, tokens 8 n + 2 t and the next; of the output,
+ * channels 8 n + 2 t and the next.
  */
 #ifndef KIVI_CUDA_ATTEND_MANY_CUH
 #define KIVI_CUDA_ATTEND_MANY_CUH
@@ -18,8 +18,8 @@
 
 #define KIVI_CUDA_MANY_THREADS 128u
 
-/* Four 8x8 matrices of f16: lane 8 i + j gives the address, in shared memory, of row j of matrix i, and gets the pairs of
- * each. */
+/* Four 8x8 matrices of f16: lane 8 i + j gives the address, in shared memory, of row j of matrix i, and gets the pairs
+ * of each. */
 __device__ __forceinline__ void kivi_cuda_load_matrices(uint32_t x[4], uint32_t row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -104,9 +104,9 @@ template <int D, int KB, int VB> struct kivi_cuda_many_shape {
     static_assert(MOST <= 98 * 1024, "every device has 99 KB, of which 1 is for the rest");
 };
 
-/* Where 16 bytes of a row of tokens, D channels wide, or of 32 numbers, a channel's, are in their tile: permuted so that
- * the rows of a matrix are in different banks. Rows begin at multiples of what is permuted, so that an address is that of
- * another chunk of its row with some of its bits turned over. */
+/* Where 16 bytes of a row of tokens, D channels wide, or of 32 numbers, a channel's, are in their tile: permuted so
+ * that the rows of a matrix are in different banks. Rows begin at multiples of what is permuted, so that an address is
+ * that of another chunk of its row with some of its bits turned over. */
 template <int WIDTH> __device__ __forceinline__ uint32_t kivi_cuda_many_chunk(uint32_t row, uint32_t chunk)
 {
     return WIDTH == 32 ? row * 4 + (chunk ^ (row / 2 & 3)) : kivi_cuda_row_chunk<WIDTH, 0>(row, chunk);
@@ -161,12 +161,6 @@ __device__ __forceinline__ void kivi_cuda_unpack(const uint32_t *codes, unsigned
     }
 }
 
-/* What a block works on. */
-struct kivi_cuda_many_task {
-    kivi_cuda_segment segment; /* of the first of its tiles of KIVI_CUDA_ROWS rows; all units */
-    uint32_t n_rows, split, partial;
-};
-
 /* A block's rows of one kv head, and what a warp holds of them. */
 template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
     using shape = kivi_cuda_many_shape<D, KB, VB>;
@@ -214,8 +208,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
             rest[j] = 0;
     }
 
-    /* Where the lane's rows of matrices are, beside where their tile is: of queries and keys two steps further, of values
-     * another column, are that ^ 32 for each step, or ^ 16. */
+    /* Where the lane's rows of matrices are, beside where their tile is: at another step of queries and keys, or another
+     * column of values, they are at that ^ 32 * step, or ^ 16 * column. */
     __device__ __forceinline__ uint32_t query_at() const
     {
         return base + (16 * warp + lane % 16) * 2 * D + (((lane / 16) ^ (lane & 7)) << 4);
@@ -231,7 +225,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
         return base + lane * 2 * D + ((lane & 7) << 4);
     }
 
-    /* Of dequantized values, rows of channels: a column is 512 bytes. */
+    /* Of codes of values, rows of channels: a column is 512 bytes. */
     __device__ __forceinline__ uint32_t channel_at() const
     {
         return base + lane % 8 * 64 + (((lane / 8) ^ (lane / 2 & 3)) << 4);
@@ -298,8 +292,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            const uint32_t row = 16 * warp + g + 8 * i;
-            from_q[i] = factors[row];
+            from_q[i] = factors[16 * warp + g + 8 * i];
         }
 
         const uint32_t oldest = 16 * warp, newest = min(16 * warp + 15, n_rows - 1);
@@ -418,13 +411,14 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
             kivi_cuda_copy_commit();
             return;
         }
-        if (piece.is(kivi_cuda_piece::K_CODES) || piece.is(kivi_cuda_piece::V_CODES)) {
+        if (piece.is(kivi_cuda_piece::K_CODES | kivi_cuda_piece::V_CODES)) {
             const uint32_t index = kivi_cuda_divide(piece.unit, s.units_per_page);
             const uint32_t at = piece.unit - index * s.units_per_page.by;
             const unsigned char *page = kivi_cuda_page(s, item, index) + segment.head * s.page_head_stride;
 
             if constexpr (KB < 16 || VB < 16)
-                fetch_packed(packed(stage), page, at, KB < 16 && piece.is(kivi_cuda_piece::K_CODES), VB < 16 && piece.is(kivi_cuda_piece::V_CODES));
+                fetch_packed(packed(stage), page, at, KB < 16 && piece.is(kivi_cuda_piece::K_CODES),
+                             VB < 16 && piece.is(kivi_cuda_piece::V_CODES));
             if (KB == 16 && piece.is(kivi_cuda_piece::K_CODES))
                 copy_rows(keys, page + at * shape::TILE, kivi_cuda_in_unit(piece.unit, item.k_packed));
             if (VB == 16 && piece.is(kivi_cuda_piece::V_CODES))
@@ -463,7 +457,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
         kivi_cuda_mma(to, a[0], a[1], a[2], a[3], b0, b1);
     }
 
-    /* Adds the products of queries of two steps with keys of 32 tokens, those of the second to `more`. Products that follow one another have different sums: one waits for the other. */
+    /* Adds the products of queries of two steps with keys of 32 tokens, those of the second to `more`. Products that
+     * follow one another have different sums: of the same ones, one waits for the other. */
     static __device__ __forceinline__ void dot_step(float sum[4][4], float more[4][4], const uint32_t a[2][4],
                                                     const uint32_t y[4][4])
     {
@@ -475,58 +470,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
             multiply(more[n], a[1], y[n][2], y[n][3]);
     }
 
-    /* Keys of two steps, in the tile at `tile`. */
-    __device__ __forceinline__ void load_keys(uint32_t y[4][4], uint32_t tile, int step) const
-    {
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-            kivi_cuda_load_matrices(y[n], ((key_at() + tile) ^ (32 * step)) + n * 16 * D);
-    }
-
-    /* Queries of two steps: rows g, g + 8 of channels 16 i + 2 t and the next; the same of 8 further. */
-    __device__ __forceinline__ void load_queries(uint32_t x[2][4], uint32_t tile, int step) const
-    {
-        kivi_cuda_load_matrices(x[0], (query_at() + tile) ^ (32 * step));
-        kivi_cuda_load_matrices(x[1], (query_at() + tile) ^ (32 * (step + 1)));
-    }
-
-    /* Numbers of the channels of two steps, or of the tokens of a unit: those of the lane's columns. Matrices of which all
-     * rows are alike. */
-    __device__ __forceinline__ void load_same(uint32_t x[4], uint32_t from) const
-    {
-        kivi_cuda_load_matrices(x, from + 16 * (lane / 8));
-    }
-
-    /* sum[n]: rows g, g, g + 8, g + 8 of tokens 8 n + 2 t and the next. */
-    __device__ __forceinline__ void dot_rows(uint32_t keys, float sum[4][4]) const
-    {
-        float more[4][4] = {};
-
-#pragma unroll
-        for (int i = 0; i < STEPS; i += 2) {
-            uint32_t y[4][4], q[2][4];
-
-            load_queries(q, 0, i);
-            load_keys(y, keys, i);
-            dot_step(sum, more, q, y);
-        }
-        if (low_queries)
-#pragma unroll 1
-            for (int i = 0; i < STEPS; i += 2) {
-                uint32_t y[4][4], q[2][4];
-
-                load_queries(q, shape::LOW_QUERIES, i);
-                load_keys(y, keys, i);
-                dot_step(sum, more, q, y);
-            }
-#pragma unroll
-        for (int n = 0; n < 4; n++)
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                sum[n][i] += more[n][i];
-    }
-
-    /* The same, each step's sums apart: what tensor cores add to a large number they cut off. */
+    /* The same, each step's sums taken apart: what tensor cores add to a large number they cut off. */
     static __device__ __forceinline__ void dot_apart(float sum[4][4], const uint32_t a[2][4], const uint32_t y[4][4])
     {
         float part[2][4][4] = {};
@@ -551,6 +495,57 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
             sum[i] += part[0][i] + part[1][i];
     }
 
+    /* Keys of two steps, in the tile at `tile`. */
+    __device__ __forceinline__ void load_keys(uint32_t y[4][4], uint32_t tile, int step) const
+    {
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+            kivi_cuda_load_matrices(y[n], ((key_at() + tile) ^ (32 * step)) + n * 16 * D);
+    }
+
+    /* Queries of two steps: rows g, g + 8 of channels 16 i + 2 t and the next; the same of 8 further. */
+    __device__ __forceinline__ void read_queries(uint32_t x[2][4], uint32_t tile, int step) const
+    {
+        kivi_cuda_load_matrices(x[0], (query_at() + tile) ^ (32 * step));
+        kivi_cuda_load_matrices(x[1], (query_at() + tile) ^ (32 * (step + 1)));
+    }
+
+    /* Numbers of the channels of two steps, or of the tokens of a unit: those of the lane's columns. Matrices of which
+     * all rows are alike. */
+    __device__ __forceinline__ void load_same(uint32_t x[4], uint32_t from) const
+    {
+        kivi_cuda_load_matrices(x, from + 16 * (lane / 8));
+    }
+
+    /* sum[n]: rows g, g, g + 8, g + 8 of tokens 8 n + 2 t and the next. */
+    __device__ __forceinline__ void dot_rows(uint32_t keys, float sum[4][4]) const
+    {
+        float more[4][4] = {};
+
+#pragma unroll
+        for (int i = 0; i < STEPS; i += 2) {
+            uint32_t y[4][4], q[2][4];
+
+            read_queries(q, 0, i);
+            load_keys(y, keys, i);
+            dot_step(sum, more, q, y);
+        }
+        if (low_queries)
+#pragma unroll 1
+            for (int i = 0; i < STEPS; i += 2) {
+                uint32_t y[4][4], q[2][4];
+
+                read_queries(q, shape::LOW_QUERIES, i);
+                load_keys(y, keys, i);
+                dot_step(sum, more, q, y);
+            }
+#pragma unroll
+        for (int n = 0; n < 4; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                sum[n][i] += more[n][i];
+    }
+
     /* The same of codes, with queries times scales in two numbers. `scales`: where those are, and then minima. */
     __device__ __forceinline__ void dot_codes(uint32_t keys, uint32_t scales, float sum[4][4]) const
     {
@@ -564,9 +559,9 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
         for (int i = 0; i < STEPS; i += 2) {
             uint32_t y[4][4], q[2][4], low[2][4] = {}, a[2][4], a_low[2][4], scale[4], min[4];
 
-            load_queries(q, 0, i);
+            read_queries(q, 0, i);
             if (low_queries)
-                load_queries(low, shape::LOW_QUERIES, i);
+                read_queries(low, shape::LOW_QUERIES, i);
             load_same(scale, scales + 32 * i);
             load_same(min, scales + 2 * D + 32 * i);
             load_keys(y, keys, i);
@@ -820,7 +815,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
         const unsigned char *scales = packed(stage) + shape::V_SCALES, *minima = scales + 64 * s.v.n_groups;
         const uint32_t largest = kivi_cuda_largest(scales, 32 * s.v.n_groups, lane);
 
-        /* Weights are at most 2^14: with one number their products with scales of 2^-11 to below 4 stay in f16's normal
+        /* Weights are at most 2^14: in one number their products with scales of 2^-11 to below 4 stay in f16's normal
          * range. */
         if (precise || largest - 0x1000u >= 0x4400u - 0x1000u) {
             weigh<true>(score, by);

@@ -4,7 +4,13 @@
 
 #include "attend_many.cuh"
 
-/* What block `block` works on. */
+/* What a block works on. */
+struct kivi_cuda_many_task {
+    kivi_cuda_segment segment; /* of the first of its tiles of KIVI_CUDA_ROWS rows; all units */
+    uint32_t n_rows, split, partial;
+};
+
+/* Of block `block`. */
 __device__ __forceinline__ kivi_cuda_many_task kivi_cuda_find_many_task(const kivi_cuda_step &s, uint32_t block)
 {
     const kivi_cuda_item *item = kivi_cuda_items(s);
@@ -30,8 +36,9 @@ __device__ __forceinline__ kivi_cuda_many_task kivi_cuda_find_many_task(const ki
 }
 
 /* The task's share of the tokens that its rows see: [*begin, *end). */
-__device__ __forceinline__ void kivi_cuda_find_many_tokens(const kivi_cuda_step &s, const kivi_cuda_item &item, const kivi_cuda_many_task &task,
-                            uint64_t *begin, uint64_t *end)
+__device__ __forceinline__ void kivi_cuda_find_many_tokens(const kivi_cuda_step &s, const kivi_cuda_item &item,
+                                                           const kivi_cuda_many_task &task, uint64_t *begin,
+                                                           uint64_t *end)
 {
     const uint64_t oldest = item.q_position + kivi_cuda_query(s, task.segment.tile, 0);
     const uint64_t newest = item.q_position + kivi_cuda_query(s, task.segment.tile, task.n_rows - 1);
@@ -116,7 +123,8 @@ __global__ void __launch_bounds__(KIVI_CUDA_MANY_THREADS, precise ? 2 : 3)
 
 /* What the splits of a task left, merged in their order. */
 template <int D>
-__global__ void __launch_bounds__(256) kivi_cuda_merge_many(const __grid_constant__ kivi_cuda_step s, const float *partials)
+__global__ void __launch_bounds__(256)
+    kivi_cuda_merge_many(const __grid_constant__ kivi_cuda_step s, const float *partials)
 {
     const kivi_cuda_many_task task = kivi_cuda_find_many_task(s, blockIdx.x);
     const kivi_cuda_item &item = kivi_cuda_items(s)[task.segment.item];
@@ -158,10 +166,10 @@ template <int D, int KB, int VB> struct kivi_cuda_many_launch {
                               cudaStream_t stream)
     {
         const bool precise = ALWAYS || (step->precise && !NEVER);
-        const auto kernel = precise ? kivi_cuda_attend_many<D, KB, VB, !NEVER> : kivi_cuda_attend_many<D, KB, VB, ALWAYS>;
+        const auto kernel = precise ? kivi_cuda_attend_many<D, KB, VB, !NEVER>
+                                    : kivi_cuda_attend_many<D, KB, VB, ALWAYS>;
         cudaError_t code = kivi_cuda_launch(kernel, dim3(plan->n_blocks), KIVI_CUDA_MANY_THREADS,
-                                            bytes(plan->low_queries), stream, false, *step,
-                                            partials);
+                                            bytes(plan->low_queries), stream, false, *step, partials);
 
         if (code == cudaSuccess && plan->n_partials)
             code = kivi_cuda_launch(kivi_cuda_merge_many<D>, dim3(plan->n_blocks), 256, 0, stream, false, *step,
