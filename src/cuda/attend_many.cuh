@@ -208,8 +208,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
             rest[j] = 0;
     }
 
-    /* Where the lane's rows of matrices are, beside where their tile is: at another step of queries and keys, or another
-     * column of values, they are at that ^ 32 * step, or ^ 16 * column. */
+    /* Where the lane's rows of matrices are, beside where their tile is: at another step of queries and keys, or
+     * another column of values, they are at that ^ 32 * step, or ^ 16 * column. */
     __device__ __forceinline__ uint32_t query_at() const
     {
         return base + (16 * warp + lane % 16) * 2 * D + (((lane / 16) ^ (lane & 7)) << 4);
@@ -815,8 +815,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
         const unsigned char *scales = packed(stage) + shape::V_SCALES, *minima = scales + 64 * s.v.n_groups;
         const uint32_t largest = kivi_cuda_largest(scales, 32 * s.v.n_groups, lane);
 
-        /* Weights are at most 2^14: in one number their products with scales of 2^-11 to below 4 stay in f16's normal
-         * range. */
+        /* Weights are at most 2^14: in one number their products with scales of 2^-11 to below 4 stay in f16's
+         * normal range. */
         if (precise || largest - 0x1000u >= 0x4400u - 0x1000u) {
             weigh<true>(score, by);
             sum_rest<true>(minima);

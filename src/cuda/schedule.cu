@@ -51,8 +51,8 @@ uint64_t divide_up(uint64_t a, uint64_t b)
 
 /*
  * Whether an item of so many query rows to a kv head is attend_many.cuh's. As measured, 64 rows take as long there for
- * a unit of codes as so many tiles of 8 do that are divided as schedule.cuh says, and for a unit of rows as 6 do for one
- * of codes; for tiles such units are edges. Of new tokens rows see half.
+ * a unit of codes as so many tiles of 8 do that are divided as schedule.cuh says, and for a unit of rows as 6 do for
+ * one of codes; for tiles such units are edges. Of new tokens rows see half.
  */
 bool is_many(const kivi_layer_geometry *l, const kivi_cuda_item &item, uint64_t rows)
 {
