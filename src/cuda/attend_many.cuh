@@ -247,29 +247,13 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
 
 #pragma unroll 4
         for (uint32_t row = 16 * warp; row < 16 * warp + 16; row++) {
-            const uint32_t token = kivi_cuda_query(s, segment.tile, row);
-            const uint32_t head = kivi_cuda_query_head(s, segment, row, token);
-            const int64_t at = (int64_t)token * item.q_token + (int64_t)head * item.q_head;
-            float x[PER_LANE] = {}, max = 0, up;
+            float x[PER_LANE];
+            const int exponent = kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, sign, x);
+            const float up = kivi_cuda_power(exponent);
             uint32_t high[PER_LANE / 2], low[PER_LANE / 2];
-            bool finite = true;
-            int exponent;
 
-            if (row < n_rows)
-                kivi_cuda_load_floats<PER_LANE>(item.q, item.q_type, at + PER_LANE * lane, x);
-#pragma unroll
-            for (int i = 0; i < PER_LANE; i++) {
-                finite = finite && fabsf(x[i] * s.scale) <= 1e30f;
-                x[i] = finite ? x[i] * sign : 0.0f;
-                max = fmaxf(max, fabsf(x[i]));
-            }
-            if (!finite)
-                kivi_cuda_report(s, segment.item, token, 0);
-            max = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
-            exponent = max > 0x1p-100f ? 130 - (int)(__float_as_uint(max) >> 23) : 100;
-            up = __uint_as_float((uint32_t)(exponent + 127) << 23);
             if (lane == 0)
-                factors[row] = factor * __uint_as_float((uint32_t)(127 - exponent) << 23);
+                factors[row] = factor * kivi_cuda_power(-exponent);
 #pragma unroll
             for (int i = 0; i < PER_LANE / 2; i++) {
                 const float a = x[2 * i] * up, b = x[2 * i + 1] * up;
@@ -552,7 +536,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
         const int k = kivi_cuda_raise(
             kivi_cuda_largest((const unsigned char *)__cvta_shared_to_generic(scales), D, lane), 11);
         const uint32_t power = kivi_cuda_power2(k);
-        const float down = __uint_as_float((uint32_t)(127 - k) << 23);
+        const float down = kivi_cuda_power(-k);
         float lows[4][4] = {}, bias[4] = {0, 0, 0, 0};
 
 #pragma unroll
@@ -751,7 +735,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
     template <bool low> __device__ __forceinline__ void sum_codes(uint32_t values, uint32_t scales, int v)
     {
         const uint32_t power = kivi_cuda_power2(v);
-        const float down = __uint_as_float((uint32_t)(127 - v) << 23);
+        const float down = kivi_cuda_power(-v);
 
 #pragma unroll
         for (int i = 0; i < COLUMNS; i += 4) { /* 32 channels are of one group */

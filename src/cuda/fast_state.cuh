@@ -234,6 +234,42 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     }
 };
 
+/* A row of queries, by a warp: the lane's N numbers times `by`, zeros if there is no such row. Returns x such that
+ * 2^x times the row's largest number is 8 to 16. */
+template <int N>
+__device__ __forceinline__ int kivi_cuda_load_query(const kivi_cuda_step &s, const kivi_cuda_item &item,
+                                                    const kivi_cuda_segment &segment, uint32_t row, uint32_t n_rows,
+                                                    float by, float x[N])
+{
+    const uint32_t token = kivi_cuda_query(s, segment.tile, row), lane = threadIdx.x % 32;
+    const uint32_t q_head = kivi_cuda_query_head(s, segment, row, token);
+    const int64_t at = (int64_t)token * item.q_token + (int64_t)q_head * item.q_head;
+    float max = 0;
+    bool finite = true;
+
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        x[i] = 0;
+    if (row < n_rows)
+        kivi_cuda_load_floats<N>(item.q, item.q_type, at + N * lane, x);
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        finite = finite && fabsf(x[i] * s.scale) <= 1e30f;
+        x[i] = finite ? x[i] * by : 0.0f;
+        max = fmaxf(max, fabsf(x[i]));
+    }
+    if (!finite)
+        kivi_cuda_report(s, segment.item, token, 0);
+    max = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
+    return max > 0x1p-100f ? 130 - (int)(__float_as_uint(max) >> 23) : 100;
+}
+
+/* 2^x, as far as f32 has it. */
+__device__ __forceinline__ float kivi_cuda_power(int x)
+{
+    return __uint_as_float((uint32_t)(127 + x) << 23);
+}
+
 /* The tile's queries to shared memory, by all warps of the block: a row to a warp at a time. */
 template <int D, int KB>
 __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
@@ -246,29 +282,12 @@ __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
     const float factor = s.softcap > 0 ? s.scale : s.scale * 1.44269504f;
 
     for (uint32_t row = threadIdx.x / 32; row < KIVI_CUDA_ROWS; row += blockDim.x / 32) {
-        const uint32_t token = kivi_cuda_query(s, segment.tile, row);
-        const uint32_t q_head = kivi_cuda_query_head(s, segment, row, token);
-        const int64_t at = (int64_t)token * item.q_token + (int64_t)q_head * item.q_head;
-        float x[PER_LANE] = {}, max = 0, up;
-        bool finite = true;
-        int exponent;
+        float x[PER_LANE];
+        const int exponent = kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, factor, x);
+        const float up = kivi_cuda_power(exponent);
 
-        if (row < n_rows)
-            kivi_cuda_load_floats<PER_LANE>(item.q, item.q_type, at + PER_LANE * lane, x);
-#pragma unroll
-        for (int i = 0; i < PER_LANE; i++) {
-            finite = finite && fabsf(x[i] * s.scale) <= 1e30f;
-            x[i] = finite ? x[i] * factor : 0.0f;
-            max = fmaxf(max, fabsf(x[i]));
-        }
-        if (!finite)
-            kivi_cuda_report(s, segment.item, token, 0);
-        /* The largest of the row becomes 8 to 16. */
-        max = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
-        exponent = max > 0x1p-100f ? 130 - (int)(__float_as_uint(max) >> 23) : 100;
-        up = __uint_as_float((uint32_t)(exponent + 127) << 23);
         if (lane == 0)
-            to.factor[row] = __uint_as_float((uint32_t)(127 - exponent) << 23);
+            to.factor[row] = kivi_cuda_power(-exponent);
 #pragma unroll
         for (int i = 0; i < PER_LANE; i += 2) {
             const uint32_t c = PER_LANE * lane + i, word = c / KN, in = c % KN;
