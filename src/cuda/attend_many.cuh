@@ -708,8 +708,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
                 multiply(to[n], w[j], y[n][2 * j], y[n][2 * j + 1]);
     }
 
-    /* What values add that are rows of tokens. What tensor cores add to a large number they cut off: sums of a piece are
-     * taken apart, as with `low` below. */
+    /* What values add that are rows of tokens. What tensor cores add to a large number they cut off: sums of a piece
+     * are taken apart, as with `low` below. */
     __device__ __forceinline__ void sum_rows(uint32_t values)
     {
 #pragma unroll
