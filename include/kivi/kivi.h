@@ -350,7 +350,8 @@ typedef struct kivi_attention {
     const float *sink_logits; /* n_q_heads learned logits that join the softmax denominator without
                                  a value; may be NULL. Give them to one of several partial calls. */
     kivi_precision precision; /* KIVI_STANDARD (default) */
-    void *stream;             /* cudaStream_t of the cache's device; NULL (default): its default stream */
+    void *stream;             /* cudaStream_t of the cache's device, in its primary context (others are an
+                                 error); NULL (default): its default stream. CPU backends ignore it. */
 } kivi_attention;
 
 /* Fills in the defaults above. NULL is ignored. */

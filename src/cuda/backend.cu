@@ -5,9 +5,9 @@
  * Sources: backend.cu (this: devices, and what a cache keeps), primary.cu (that context), blocks.cu
  * (device memory), run.cu (a step from the host's side), schedule.cu (how its attention is split),
  * attend_fast.cuh and fast_*.cu (attention on tensor cores), attend_many.cuh and many_*.cu (the same of
- * many queries, prompts), attend_general.cu (attention for every shape), results.cuh (what becomes of
- * results), append*.cu (quantizing and storing), upload.cu (tables too long for kernel arguments),
- * step.cuh and schedule.cuh (what all kernels share).
+ * many queries, prompts), bits.cuh (what both are compiled for), attend_general.cu (attention for every
+ * shape), results.cuh (what becomes of results), append*.cu (quantizing and storing), upload.cu (tables
+ * too long for kernel arguments), step.cuh and schedule.cuh (what all kernels share).
  */
 #include <stdio.h>
 #include <string.h>

@@ -51,6 +51,23 @@ __device__ __forceinline__ uint32_t kivi_cuda_transpose(uint32_t x)
     return y;
 }
 
+/* Four 8x8 matrices of f16: lane 8 i + j gives the address, in shared memory, of row j of matrix i, and gets the pairs
+ * of each. */
+__device__ __forceinline__ void kivi_cuda_load_matrices(uint32_t x[4], uint32_t row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row));
+}
+
+/* The same, transposed. */
+__device__ __forceinline__ void kivi_cuda_load_transposed(uint32_t x[4], uint32_t row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x[0]), "=r"(x[1]), "=r"(x[2]), "=r"(x[3])
+                 : "r"(row));
+}
+
 __device__ __forceinline__ float kivi_cuda_exp2(float x)
 {
     float y;

@@ -1,8 +1,9 @@
-/* The bit widths that attend_fast.cuh is compiled for. */
-#ifndef KIVI_CUDA_FAST_TABLE_CUH
-#define KIVI_CUDA_FAST_TABLE_CUH
+/* How the kernel of attend_fast.cuh is launched. */
+#ifndef KIVI_CUDA_FAST_LAUNCH_CUH
+#define KIVI_CUDA_FAST_LAUNCH_CUH
 
 #include "attend_fast.cuh"
+#include "bits.cuh"
 #include "kernels.cuh"
 
 template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
@@ -46,25 +47,6 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
         }
         (void)cudaGetLastError(); /* that there is no room for the larger ones */
         return blocks[0].per_sm > 0 ? launch : NULL;
-    }
-};
-
-template <int D> struct kivi_cuda_fast_table {
-    static kivi_cuda_attend find(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2])
-    {
-        if (k_bits == 2 && v_bits == 2)
-            return kivi_cuda_fast_launch<D, 2, 2>::find(blocks);
-        if (k_bits == 4 && v_bits == 4)
-            return kivi_cuda_fast_launch<D, 4, 4>::find(blocks);
-        if (k_bits == 4 && v_bits == 2)
-            return kivi_cuda_fast_launch<D, 4, 2>::find(blocks);
-        if (k_bits == 2 && v_bits == 4)
-            return kivi_cuda_fast_launch<D, 2, 4>::find(blocks);
-        if (k_bits == 8 && v_bits == 8)
-            return kivi_cuda_fast_launch<D, 8, 8>::find(blocks);
-        if (k_bits == 16 && v_bits == 16)
-            return kivi_cuda_fast_launch<D, 16, 16>::find(blocks);
-        return NULL;
     }
 };
 

@@ -1,8 +1,9 @@
-/* The kernels of attend_many.cuh, and the bit widths that they are compiled for: those of fast_table.cuh. */
-#ifndef KIVI_CUDA_MANY_TABLE_CUH
-#define KIVI_CUDA_MANY_TABLE_CUH
+/* The kernels of attend_many.cuh, and how they are launched. */
+#ifndef KIVI_CUDA_MANY_LAUNCH_CUH
+#define KIVI_CUDA_MANY_LAUNCH_CUH
 
 #include "attend_many.cuh"
+#include "bits.cuh"
 
 /* What a block works on. */
 struct kivi_cuda_many_task {
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(256)
 }
 
 template <int D, int KB, int VB> struct kivi_cuda_many_launch {
-    /* Eight bits are precise always, as in fast_table.cuh; rows of f16 are as they are. */
+    /* Eight bits are precise always, as in fast_launch.cuh; rows of f16 are as they are. */
     static constexpr bool ALWAYS = KB == 8 || VB == 8, NEVER = KB == 16 && VB == 16;
 
     static uint32_t bytes(bool low_queries)
@@ -199,25 +200,6 @@ template <int D, int KB, int VB> struct kivi_cuda_many_launch {
         *blocks = prepare<ALWAYS>();
         (void)cudaGetLastError();
         return precise && *blocks ? launch : NULL;
-    }
-};
-
-template <int D> struct kivi_cuda_many_table {
-    static kivi_cuda_attend_many_rows find(uint32_t k_bits, uint32_t v_bits, int *blocks)
-    {
-        if (k_bits == 2 && v_bits == 2)
-            return kivi_cuda_many_launch<D, 2, 2>::find(blocks);
-        if (k_bits == 4 && v_bits == 4)
-            return kivi_cuda_many_launch<D, 4, 4>::find(blocks);
-        if (k_bits == 4 && v_bits == 2)
-            return kivi_cuda_many_launch<D, 4, 2>::find(blocks);
-        if (k_bits == 2 && v_bits == 4)
-            return kivi_cuda_many_launch<D, 2, 4>::find(blocks);
-        if (k_bits == 8 && v_bits == 8)
-            return kivi_cuda_many_launch<D, 8, 8>::find(blocks);
-        if (k_bits == 16 && v_bits == 16)
-            return kivi_cuda_many_launch<D, 16, 16>::find(blocks);
-        return NULL;
     }
 };
 
