@@ -501,8 +501,10 @@ int prefill_row(const struct gpu *g, uint32_t kv_heads, struct cache_type type, 
 
         int run(cudaStream_t stream) override
         {
-            kivi_seq_truncate(w->cache, w->items[0].seq, 0, NULL);
-            return w->run(stream);
+            if (kivi_seq_truncate(w->cache, w->items[0].seq, 0, &w->error) == KIVI_OK)
+                return w->run(stream);
+            fprintf(stderr, "kivi-bench: %s\n", w->error.message);
+            return 0;
         }
     } prompt;
     const struct scenario *sc = g->scenario;
