@@ -523,6 +523,60 @@ START_TEST(parts_are_reproducible)
 }
 END_TEST
 
+/* Every rounding of a sum of equal numbers goes the same way: the worst that can happen to a long one. */
+START_TEST(long_sums)
+{
+    static const uint32_t bits[] = {16, 2};
+    const uint64_t n = 5000, calls = 20;
+    const float value = 1 + 0x1p-10f;
+    uint32_t i;
+
+    for (i = 0; i < 2; i++) {
+        kivi_config config = plain_config(4, 1, 64, 32);
+        struct arrays a = {tensor_dense(KIVI_F16, n, 1, 64), tensor_dense(KIVI_F16, n, 1, 64),
+                           tensor_dense(KIVI_F32, 1, 4, 64)};
+        float *out = floats((size_t)4 * 64), *lse = floats(4), worst_out = 0, worst_lse = 0;
+        kivi_attention attention;
+        kivi_cache *cache;
+        kivi_item item;
+        uint64_t t;
+        uint32_t c;
+
+        config.k_bits = config.v_bits = bits[i];
+        config.n_threads = 1;
+        config.backend = backend_name(_i);
+        kivi_attention_init(&attention);
+        attention.precision = KIVI_PRECISE;
+        for (c = 0; c < 64; c++) {
+            for (t = 0; t < n; t++) {
+                tensor_set(&a.k, t, 0, c, 0);
+                tensor_set(&a.v, t, 0, c, value);
+            }
+            for (t = 0; t < 4; t++)
+                tensor_set(&a.q, 0, (uint32_t)t, c, 0);
+        }
+        cache = open_cache(&config);
+        item = attend_item(new_seq(cache), &a, out, lse);
+        for (t = 0; t < calls; t++)
+            ck_assert_int_eq(
+                kivi_append(cache, 0, item.seq, n, tensor_in(&a.k, 0), tensor_in(&a.v, 0), NULL),
+                KIVI_OK);
+        ck_assert_int_eq(kivi_run(cache, 0, &item, 1, &attention, NULL), KIVI_OK);
+        for (c = 0; c < 4 * 64; c++)
+            worst_out = fmaxf(worst_out, fabsf(out[c] / value - 1));
+        for (c = 0; c < 4; c++)
+            worst_lse = fmaxf(worst_lse, fabsf(lse[c] - logf((float)(n * calls))));
+        ck_assert_msg(worst_out <= 1e-5f && worst_lse <= 1e-5f,
+                      "%s, %u bits: off by %g, and the log-sum-exp by %g", backend_name(_i),
+                      bits[i], (double)worst_out, (double)worst_lse);
+        kivi_cache_destroy(cache);
+        free_arrays(&a);
+        free(out);
+        free(lse);
+    }
+}
+END_TEST
+
 /* -------------------------------------------------------------- merge */
 
 /* Tokens in two caches: attention over each, merged, is attention over all. */
@@ -616,6 +670,7 @@ int main(void)
     tcase_add_test(bounds, any_combination);
     tcase_add_loop_test(bounds, adversarial_data, 0, (int)n_fill_adversarial);
     tcase_add_test(bounds, split_over_tokens);
+    tcase_add_loop_test(bounds, long_sums, 0, backend_count());
     tcase_add_loop_test(many, many_queries, 0, 1 + (int)n_fill_adversarial);
     tcase_add_loop_test(bits, chunks_do_not_matter, 0, backend_count());
     tcase_add_loop_test(bits, parts_are_reproducible, 0, backend_count());

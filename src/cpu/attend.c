@@ -174,16 +174,17 @@ static void weigh_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
         if (attention->softcap > 0)
             kernels->softcap(scores, seen_to - seen_from, attention->softcap);
         max = kernels->max(scores, seen_to - seen_from);
-        if (max > w->max[r]) {
-            const float shrink = expf(w->max[r] - max); /* 0 at the first chunk */
+        if (max > w->stretch.max[r]) {
+            const float shrink = expf(w->stretch.max[r] - max); /* 0 at the first chunk */
 
-            if (w->sum[r] > 0) {
-                w->sum[r] *= shrink;
-                kernels->scale(w->out + (size_t)r * w->layer->v.dim_pad, w->layer->v.dim, shrink);
+            if (w->stretch.sum[r] > 0) {
+                w->stretch.sum[r] *= shrink;
+                kernels->scale(w->stretch.out + (size_t)r * w->layer->v.dim_pad, w->layer->v.dim,
+                               shrink);
             }
-            w->max[r] = max;
+            w->stretch.max[r] = max;
         }
-        w->sum[r] += kernels->exp_sum(scores, seen_to - seen_from, w->max[r]);
+        w->stretch.sum[r] += kernels->exp_sum(scores, seen_to - seen_from, w->stretch.max[r]);
     }
 }
 
@@ -215,7 +216,8 @@ static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
 
         n = min_u64(run.n_tokens, end - t);
         kernels->f16_accumulate(l->dim, part->scores + (t - begin), KIVI_CHUNK, task->n_rows,
-                                run.data, run.stride, (uint32_t)n, NULL, w->out, l->dim_pad);
+                                run.data, run.stride, (uint32_t)n, NULL, w->stretch.out,
+                                l->dim_pad);
     }
     if (begin >= packed)
         return;
@@ -224,7 +226,8 @@ static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
     if (begin < sinks) {
         kernels->f16_accumulate(l->dim, part->scores, KIVI_CHUNK, task->n_rows,
                                 kivi_sink_value(step->geometry, item->window, task->kv_head, begin),
-                                l->dim, (uint32_t)(sinks - begin), NULL, w->out, l->dim_pad);
+                                l->dim, (uint32_t)(sinks - begin), NULL, w->stretch.out,
+                                l->dim_pad);
         clear_weights(w, 0, sinks - begin);
     }
     for (t = begin; t < packed; t += n) {
@@ -236,10 +239,10 @@ static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
         n = min_u64(run.n_tokens, packed - t);
         if (run.stride)
             kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data, run.stride,
-                                    (uint32_t)n, next, w->out, l->dim_pad);
+                                    (uint32_t)n, next, w->stretch.out, l->dim_pad);
         else
             kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data, (uint32_t)n, next,
-                                  w->out, step->attention.precision);
+                                  w->stretch.out, step->attention.precision);
     }
 }
 
@@ -255,8 +258,7 @@ void kivi_attend_chunk(struct kivi_work *w, uint64_t begin, uint64_t end)
 /* Queries times the softmax scale, at most: no score of 512 channels of f16 then overflows f32. */
 #define MAX_QUERY 1e30f
 
-/* The task's query rows to f32, times the softmax scale. Returns 0 if one is not finite. */
-static int load_queries(struct kivi_work *w)
+int kivi_load_queries(struct kivi_work *w)
 {
     const struct kivi_step *step = w->plan->step;
     const struct kivi_geometry *g = step->geometry;
@@ -296,18 +298,6 @@ static int load_queries(struct kivi_work *w)
         }
     }
     return 1;
-}
-
-int kivi_begin_work(struct kivi_work *w)
-{
-    uint32_t r;
-
-    memset(w->out, 0, (size_t)w->task->n_rows * w->layer->v.dim_pad * sizeof *w->out);
-    for (r = 0; r < w->task->n_rows; r++) {
-        w->max[r] = -INFINITY;
-        w->sum[r] = 0;
-    }
-    return load_queries(w);
 }
 
 /* A dequantized value may lie a rounding above the largest f16: no infinity comes of it. */

@@ -10,14 +10,15 @@ struct kivi_work {
     const struct kivi_task *task;
     struct kivi_part *part;
     const struct kivi_layer_geometry *layer;
-    float *q, *out, *max, *sum;    /* of the task's rows, among the part's */
+    float *q;                        /* of the task's rows, among the part's, */
+    struct kivi_sums stretch, total; /* like these */
     const struct kivi_work *after; /* whose tokens are read next; the first again after the last */
 };
 
-/* Loads the queries and clears the sums. Returns 0 if a query is not finite, which the part then tells. */
-int kivi_begin_work(struct kivi_work *w);
+/* Loads the queries. Returns 0 if one is not finite, which the part then tells. */
+int kivi_load_queries(struct kivi_work *w);
 
-/* Adds tokens [begin, end), at most KIVI_CHUNK from a multiple of KIVI_UNIT on. */
+/* Adds tokens [begin, end), at most KIVI_CHUNK from a multiple of KIVI_UNIT on, to the stretch. */
 void kivi_attend_chunk(struct kivi_work *w, uint64_t begin, uint64_t end);
 
 /* Normalizes row r of a task and writes it where the caller wants it. */

@@ -15,6 +15,7 @@
 
 #define KIVI_UNIT 128u     /* tokens; a multiple of every group size */
 #define KIVI_CHUNK 256u    /* tokens that are scored, weighed and summed before the next ones */
+#define KIVI_STRETCH 4096u /* tokens added up from nothing: f32 loses of a longer sum what may show */
 #define KIVI_ROW_BLOCK 32u /* query rows of a task, and those that a part has in hand at a time */
 #define KIVI_SLAB 128u     /* tokens of a head that a part stages or quantizes at a time; as KIVI_UNIT */
 
@@ -32,17 +33,21 @@ struct kivi_staged {
     uint64_t begin, end;
 };
 
+/* Attention of rows to some tokens: unnormalized outputs, and of each row its largest score and the sum of its weights,
+ * which are relative to that. */
+struct kivi_sums {
+    float *out, *max, *sum; /* [rows][v_dim_pad], [rows], [rows] */
+};
+
 /* What one part of a step has to itself. */
 struct kivi_part {
     float *q;        /* [part_rows][k_dim_pad] */
     float *scores;   /* [task_rows][KIVI_CHUNK] */
-    float *out;      /* [part_rows][v_dim_pad] */
-    float *max;      /* [part_rows], of the scores so far */
-    float *sum;      /* [part_rows], of the weights */
-    float *partial;  /* two results: a task begun by an earlier part, one that a later part ends */
+    struct kivi_sums stretch, total; /* of part_rows: of a stretch of tokens, and of those before it */
+    struct kivi_sums partial[2]; /* of task_rows: a task that a later part ends, one begun by an earlier part */
     uint16_t *group; /* [group_size][k_dim], a key group put together from two places */
     struct kivi_staged slab; /* of an item that only appends, at most KIVI_SLAB tokens */
-    /* The first input found not finite: which == NULL if none. */
+    /* The first input found not finite: bad_name == NULL if none. */
     const char *bad_name;
     uint64_t bad_item, bad_token;
     uint32_t bad_head;
@@ -58,11 +63,10 @@ struct kivi_plan {
     size_t n_tasks;
     uint64_t total_cost;
     struct kivi_part *parts;
-    uint32_t task_rows;    /* of the largest task */
-    uint32_t part_rows;    /* of the tasks that a part has in hand at a time, at most */
-    size_t partial_floats; /* of one partial result: out [task_rows][v_dim_pad], maxima, sums */
-    uint16_t **staged_k;   /* of each item that attends: [n_kv_heads][n_new][k_dim] */
-    uint16_t **staged_v;   /* [n_kv_heads][n_new][v_dim] */
+    uint32_t task_rows;  /* of the largest task */
+    uint32_t part_rows;  /* of the tasks that a part has in hand at a time, at most */
+    uint16_t **staged_k; /* of each item that attends: [n_kv_heads][n_new][k_dim] */
+    uint16_t **staged_v; /* [n_kv_heads][n_new][v_dim] */
 };
 
 /* Nobody reads the new rows of an item that does not attend but the part that quantizes them, while they are in a

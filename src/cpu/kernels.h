@@ -60,7 +60,7 @@ struct kivi_kernels {
     /* out[r][c] += sum over t of p[r * ld + t] * value[t][c], over the first n_tokens of consecutive value
      * blocks; p >= 0, 0 for a token that does not count and for those beyond n_tokens that fill up its
      * block. out: [n_rows][dim_pad], where padding may become anything. The result depends on these tokens
-     * alone. bits, next: as above. */
+     * alone, and what a call adds is summed up apart. bits, next: as above. */
     void (*v_accumulate)(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,
                          const void *blocks, uint32_t n_tokens, const void *next, float *out,
                          kivi_precision precision);

@@ -4,6 +4,54 @@
 
 #include "attend.h"
 
+/* -------------------------------------------------------------------- sums */
+
+static struct kivi_sums sums_from(const struct kivi_sums *s, size_t row, uint32_t width)
+{
+    return (struct kivi_sums){s->out + row * width, s->max + row, s->sum + row};
+}
+
+static void clear_sums(const struct kivi_sums *s, uint32_t n_rows, uint32_t width)
+{
+    uint32_t r;
+
+    memset(s->out, 0, (size_t)n_rows * width * sizeof *s->out);
+    for (r = 0; r < n_rows; r++) {
+        s->max[r] = -INFINITY;
+        s->sum[r] = 0;
+    }
+}
+
+static void copy_sums(const struct kivi_sums *to, const struct kivi_sums *from, uint32_t n_rows,
+                      uint32_t width)
+{
+    memcpy(to->out, from->out, (size_t)n_rows * width * sizeof *to->out);
+    memcpy(to->max, from->max, n_rows * sizeof *to->max);
+    memcpy(to->sum, from->sum, n_rows * sizeof *to->sum);
+}
+
+/* Adds what was attended to later: the log-sum-exp merge. */
+static void merge_sums(const struct kivi_sums *to, const struct kivi_sums *from, uint32_t n_rows,
+                       const struct kivi_layout *l)
+{
+    uint32_t r, c;
+
+    for (r = 0; r < n_rows; r++) {
+        float *out = to->out + (size_t)r * l->dim_pad;
+        const float *other = from->out + (size_t)r * l->dim_pad;
+        float keep, add;
+
+        if (from->sum[r] == 0)
+            continue;
+        keep = to->max[r] >= from->max[r] ? 1.0f : expf(to->max[r] - from->max[r]);
+        add = from->max[r] >= to->max[r] ? 1.0f : expf(from->max[r] - to->max[r]);
+        for (c = 0; c < l->dim; c++)
+            out[c] = out[c] * keep + other[c] * add;
+        to->sum[r] = to->sum[r] * keep + from->sum[r] * add;
+        to->max[r] = to->max[r] >= from->max[r] ? to->max[r] : from->max[r];
+    }
+}
+
 /* ------------------------------------------------------------------ shares */
 
 static uint64_t cost_at(const struct kivi_plan *plan, uint32_t part)
@@ -46,29 +94,32 @@ static size_t task_at(const struct kivi_plan *plan, uint64_t cost)
     return low;
 }
 
-static float *partial_of(const struct kivi_plan *plan, uint32_t part, int begun_earlier)
+/* The partial result of a part: of a task that an earlier part began, or of one that it begins. */
+static const struct kivi_sums *partial_of(const struct kivi_plan *plan, uint32_t part,
+                                          int begun_earlier)
 {
-    return plan->parts[part].partial + (begun_earlier ? 0 : plan->partial_floats);
+    return &plan->parts[part].partial[begun_earlier];
+}
+
+static void write_rows(const struct kivi_plan *plan, const struct kivi_task *task,
+                       const struct kivi_sums *result, uint32_t width)
+{
+    uint32_t r;
+
+    for (r = 0; r < task->n_rows; r++)
+        kivi_write_row(plan, task, r, result->out + (size_t)r * width, result->max[r],
+                       result->sum[r]);
 }
 
 /* Units [from, to) of a part's task are attended to: writes their rows, or leaves a partial result. */
 static void leave(const struct kivi_work *w, uint64_t from, uint64_t to, uint32_t part)
 {
-    const struct kivi_task *task = w->task;
     const uint32_t width = w->layer->v.dim_pad;
-    uint32_t r;
 
-    if (from == 0 && to == task->n_units) {
-        for (r = 0; r < task->n_rows; r++)
-            kivi_write_row(w->plan, task, r, w->out + (size_t)r * width, w->max[r], w->sum[r]);
-    } else {
-        float *partial = partial_of(w->plan, part, from > 0);
-
-        memcpy(partial, w->out, (size_t)task->n_rows * width * sizeof *partial);
-        partial += (size_t)w->plan->task_rows * width;
-        memcpy(partial, w->max, task->n_rows * sizeof *partial);
-        memcpy(partial + w->plan->task_rows, w->sum, task->n_rows * sizeof *partial);
-    }
+    if (from == 0 && to == w->task->n_units)
+        write_rows(w->plan, w->task, &w->total, width);
+    else
+        copy_sums(partial_of(w->plan, part, from > 0), &w->total, w->task->n_rows, width);
 }
 
 /* The tasks from this one on that go together, whose share of units is the same: of neighbouring heads, as many as the
@@ -89,6 +140,12 @@ static uint32_t count_together(const struct kivi_plan *plan, const struct kivi_t
     } while (n < room && task + n < end && task[n].item == task->item
              && task[n].first_row == task->first_row);
     return n > 0 ? n : 1;
+}
+
+static void end_stretch(const struct kivi_work *w)
+{
+    merge_sums(&w->total, &w->stretch, w->task->n_rows, &w->layer->v);
+    clear_sums(&w->stretch, w->task->n_rows, w->layer->v.dim_pad);
 }
 
 /*
@@ -114,17 +171,21 @@ static void attend_together(struct kivi_plan *plan, const struct kivi_task *task
         w->part = p;
         w->layer = layer;
         w->q = p->q + row * layer->k.dim_pad;
-        w->out = p->out + row * layer->v.dim_pad;
-        w->max = p->max + row;
-        w->sum = p->sum + row;
+        w->stretch = sums_from(&p->stretch, row, layer->v.dim_pad);
+        w->total = sums_from(&p->total, row, layer->v.dim_pad);
         w->after = &works[(i + 1) % n];
-        if (!kivi_begin_work(w))
+        clear_sums(&w->stretch, w->task->n_rows, layer->v.dim_pad);
+        clear_sums(&w->total, w->task->n_rows, layer->v.dim_pad);
+        if (!kivi_load_queries(w))
             return;
     }
     for (; t < end; t = next) {
         next = min_u64((t / KIVI_CHUNK + 1) * KIVI_CHUNK, end);
         for (i = 0; i < n; i++)
             kivi_attend_chunk(&works[i], t, next);
+        if (next % KIVI_STRETCH == 0 || next == end)
+            for (i = 0; i < n; i++)
+                end_stretch(&works[i]);
     }
     for (i = 0; i < n; i++)
         leave(&works[i], from, to, part);
@@ -147,48 +208,22 @@ void kivi_attend_part(struct kivi_plan *plan, uint32_t part)
     }
 }
 
-/* Adds the partial result of a later part to the row: the log-sum-exp merge. */
-static void merge_row(float *out, float *max, float *sum, const float *other, float other_max,
-                      float other_sum, uint32_t n)
-{
-    float keep, add;
-    uint32_t c;
-
-    if (other_sum == 0)
-        return;
-    keep = *max >= other_max ? 1.0f : expf(*max - other_max);
-    add = other_max >= *max ? 1.0f : expf(other_max - *max);
-    for (c = 0; c < n; c++)
-        out[c] = out[c] * keep + other[c] * add;
-    *sum = *sum * keep + other_sum * add;
-    *max = *max >= other_max ? *max : other_max;
-}
-
 /* Merges into the result of the first part that has a share of the task. */
 static void merge_task(const struct kivi_plan *plan, const struct kivi_task *task, uint32_t first)
 {
     const struct kivi_layout *l = &plan->step->geometry->layers[plan->step->layer].v;
-    const uint32_t width = l->dim_pad;
-    float *result = partial_of(plan, first, 0);
-    float *max = result + (size_t)plan->task_rows * width, *sum = max + plan->task_rows;
+    const struct kivi_sums *result = partial_of(plan, first, 0);
     uint64_t from, to;
-    uint32_t r, p;
+    uint32_t p;
 
     for (p = first + 1; p < plan->step->n_parts; p++) {
-        const float *other = partial_of(plan, p, 1);
-        const float *other_max = other + (size_t)plan->task_rows * width;
-
         share_of(plan, task, p, &from, &to);
         if (from == to && from == task->n_units)
             break;
-        if (from == to)
-            continue;
-        for (r = 0; r < task->n_rows; r++)
-            merge_row(result + (size_t)r * width, &max[r], &sum[r], other + (size_t)r * width,
-                      other_max[r], other_max[plan->task_rows + r], l->dim);
+        if (from < to)
+            merge_sums(result, partial_of(plan, p, 1), task->n_rows, l);
     }
-    for (r = 0; r < task->n_rows; r++)
-        kivi_write_row(plan, task, r, result + (size_t)r * width, max[r], sum[r]);
+    write_rows(plan, task, result, l->dim_pad);
 }
 
 void kivi_finish_part(struct kivi_plan *plan, uint32_t part)

@@ -95,6 +95,16 @@ static uint64_t slab_tokens(const struct kivi_step *step)
     return n;
 }
 
+static struct kivi_sums carve_sums(struct carver *c, uint64_t rows, uint32_t width)
+{
+    struct kivi_sums s;
+
+    s.out = carve(c, rows * width, sizeof *s.out);
+    s.max = carve(c, rows, sizeof *s.max);
+    s.sum = carve(c, rows, sizeof *s.sum);
+    return s;
+}
+
 static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
 {
     const struct kivi_step *step = plan->step;
@@ -105,7 +115,6 @@ static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
     size_t i;
 
     plan->n_tasks = n_tasks;
-    plan->partial_floats = (size_t)plan->task_rows * (l->v.dim_pad + 2);
     plan->tasks = carve(c, n_tasks, sizeof *plan->tasks);
     plan->parts = carve(c, step->n_parts, sizeof *plan->parts);
     plan->staged_k = carve(c, step->n_items, sizeof *plan->staged_k);
@@ -116,10 +125,10 @@ static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
         if (n_tasks) {
             part.q = carve(c, plan->part_rows * l->k.dim_pad, sizeof *part.q);
             part.scores = carve(c, plan->task_rows * KIVI_CHUNK, sizeof *part.scores);
-            part.out = carve(c, plan->part_rows * l->v.dim_pad, sizeof *part.out);
-            part.max = carve(c, plan->part_rows, sizeof *part.max);
-            part.sum = carve(c, plan->part_rows, sizeof *part.sum);
-            part.partial = carve(c, 2 * plan->partial_floats, sizeof *part.partial);
+            part.stretch = carve_sums(c, plan->part_rows, l->v.dim_pad);
+            part.total = carve_sums(c, plan->part_rows, l->v.dim_pad);
+            part.partial[0] = carve_sums(c, plan->task_rows, l->v.dim_pad);
+            part.partial[1] = carve_sums(c, plan->task_rows, l->v.dim_pad);
         }
         part.group = carve(c, (uint64_t)g->group_size * g->k_dim, sizeof *part.group);
         part.slab.k = carve(c, slab * g->k_dim, sizeof *part.slab.k);

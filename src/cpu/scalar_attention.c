@@ -34,8 +34,8 @@ void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t 
                 bias += (double)row[i] * kivi_f32_from_f16(minima[i]);
             }
             for (t = 0; t < l->tokens; t++) {
-                const uint32_t *word = codes + (size_t)(t / KIVI_TILE) * words * KIVI_TILE
-                                       + t % KIVI_TILE;
+                const uint32_t *word =
+                    codes + (size_t)(t / KIVI_TILE) * words * KIVI_TILE + t % KIVI_TILE;
                 double sum = bias;
 
                 for (w = 0; w < words; w++, word += KIVI_TILE)
@@ -49,8 +49,7 @@ void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t 
 
 void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_t ld,
                               uint32_t n_rows, const void *blocks, uint32_t n_tokens,
-                              const void *next, float *out,
-                              kivi_precision precision)
+                              const void *next, float *out, kivi_precision precision)
 {
     const uint32_t n = 32 / l->bits, mask = (1u << l->bits) - 1u;
     uint32_t b, r, t, c, i;
@@ -114,13 +113,19 @@ void kivi_f16_accumulate_scalar(uint32_t dim, const float *p, size_t ld, uint32_
                                 const uint16_t *rows, size_t stride, uint32_t n_tokens,
                                 const void *next, float *out, size_t out_stride)
 {
+    double sum[KIVI_MAX_DIM];
     uint32_t r, t, c;
 
     (void)next;
-    for (t = 0; t < n_tokens; t++, rows += stride)
-        for (r = 0; r < n_rows; r++)
+    for (r = 0; r < n_rows; r++) {
+        for (c = 0; c < dim; c++)
+            sum[c] = 0;
+        for (t = 0; t < n_tokens; t++)
             for (c = 0; c < dim; c++)
-                out[r * out_stride + c] += p[r * ld + t] * kivi_f32_from_f16(rows[c]);
+                sum[c] += (double)p[r * ld + t] * kivi_f32_from_f16(rows[t * stride + c]);
+        for (c = 0; c < dim; c++)
+            out[r * out_stride + c] += (float)sum[c];
+    }
 }
 
 void kivi_softcap_scalar(float *x, size_t n, float cap)

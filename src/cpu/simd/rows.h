@@ -140,10 +140,15 @@ static void f16_scores(uint32_t dim, const float *q, size_t q_stride, uint32_t n
 
 /* ----------------------------------------------------------------- weighted sums */
 
+KIVI_INLINE void add_to(float *out, VF sum)
+{
+    vf_store(out, vf_add(vf_load(out), sum));
+}
+
 /* Summed in all columns before the next ones are, so that memory is read nearly in its order. */
 #define TOKENS_OF_COLUMNS 16u
 
-/* Adds weighted rows to `width` vectors of channels of n_rows sums; n_rows and width are constants. Asks for as much
+/* Adds weighted rows, summed up from nothing, to `width` vectors of channels of n_rows sums; n_rows and width are constants. Asks for as much
  * as it reads: LINES_AHEAD bytes after `reading`, in the rows that end at `end` and then in `next`. */
 KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const uint16_t *rows,
                              size_t stride, uint32_t n_tokens, const uint16_t **reading,
@@ -157,7 +162,7 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
     for (r = 0; r < n_rows; r++) {
         KIVI_UNROLL
         for (v = 0; v < width; v++)
-            sum[r * width + v] = vf_load(out + r * out_stride + v * LANES);
+            sum[r * width + v] = vf_zero();
     }
     for (t = 0; t < n_tokens; t++, rows += stride) {
         const char *ahead = after(*reading, LINES_AHEAD, end, next);
@@ -179,7 +184,7 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
     for (r = 0; r < n_rows; r++) {
         KIVI_UNROLL
         for (v = 0; v < width; v++)
-            vf_store(out + r * out_stride + v * LANES, sum[r * width + v]);
+            add_to(out + r * out_stride + v * LANES, sum[r * width + v]);
     }
 }
 
@@ -190,12 +195,12 @@ KIVI_INLINE void add_half_column(const float *p, size_t ld, uint32_t n_rows, con
     uint32_t r, t;
 
     for (r = 0; r < n_rows; r++) {
-        VF sum = load_float_vector(out + r * out_stride);
+        VF sum = vf_zero();
         float whole[LANES];
 
         for (t = 0; t < n_tokens; t++)
             sum = vf_fma(vf_set(p[r * ld + t]), load_half_vector(rows + t * stride), sum);
-        vf_store(whole, sum);
+        vf_store(whole, vf_add(sum, load_float_vector(out + r * out_stride)));
         memcpy(out + r * out_stride, whole, 8 * sizeof *out);
     }
 }
