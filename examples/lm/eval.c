@@ -9,6 +9,7 @@
 #include "clock.h"
 #include "forward.h"
 #include "report.h"
+#include "team.h"
 #include "text.h"
 
 #define DEFAULT_CONTEXT 2048u
@@ -104,7 +105,8 @@ static void score(const struct batch *b, uint32_t position, struct lm_result *re
     const size_t n_types = b->evaluation->options->n_types;
     const size_t rows = n_types * b->n_windows;
 
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static)                                                          \
+    num_threads(lm_team(n_types * b->n_windows * LM_VOCABULARY * LM_EXP))
     for (size_t r = 0; r < rows; r++)
         log_softmax(b->logits + r * LM_VOCABULARY, b->log_p + r * LM_VOCABULARY);
     for (size_t t = 0; t < n_types; t++) {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "matmul.h"
+#include "team.h"
 
 struct lm_forward {
     const struct lm_model *model;
@@ -149,7 +150,7 @@ static void feed_forward(struct lm_forward *f, const struct lm_layer *layer, siz
 
     normalize(m, f->x, layer->ffn_norm, rows, f->normed);
     lm_matmul(&layer->gate_up, f->normed, rows, f->ffn, f->scratch);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(lm_team(rows * m->n_ffn * LM_EXP))
     for (size_t r = 0; r < rows; r++) {
         const float *gate = f->ffn + r * 2 * m->n_ffn;
         const float *up = gate + m->n_ffn;

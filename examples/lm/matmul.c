@@ -1,5 +1,7 @@
 #include "matmul.h"
 
+#include "team.h"
+
 #define LANES 8u /* rows of the batch that share a read of the weights */
 #define TILE 4u  /* rows of weights that share a read of the activations */
 
@@ -81,7 +83,7 @@ void lm_matmul(const struct lm_matrix *matrix, const float *x, size_t rows, floa
 
     if (rows > 1)
         pack(x, rows, matrix->n_in, scratch);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(lm_team(rows * matrix->n_out * matrix->n_in))
     for (size_t tile = 0; tile < n_tiles; tile++) {
         const size_t o = tile * TILE;
         const size_t n = matrix->n_out - o < TILE ? matrix->n_out - o : TILE;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "half.h"
+#include "team.h"
 
 /* Rows of one kv head of one layer of one sequence, as attention sees them. */
 struct head {
@@ -201,12 +202,14 @@ static kivi_status step(const struct lm_per_token *c, uint32_t layer, size_t ind
 int lm_per_token_attend(struct lm_per_token *c, uint32_t layer, const struct lm_heads *heads,
                         struct lm_error *error)
 {
-    const size_t n_heads = c->n_sequences * c->model->n_kv_heads;
+    const struct lm_model *m = c->model;
+    const size_t n_heads = c->n_sequences * m->n_kv_heads;
     kivi_error first = {KIVI_OK, ""};
 
     if (c->lengths[layer] >= c->max_tokens)
         return lm_fail(error, "more than %u tokens", c->max_tokens);
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) num_threads(                                             \
+    lm_team(c->n_sequences * m->n_heads * (c->lengths[layer] + 1) * (m->k_dim + m->v_dim)))
     for (size_t i = 0; i < n_heads; i++) {
         kivi_error detail;
 
