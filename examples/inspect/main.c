@@ -1,8 +1,11 @@
 /* kivi-inspect: what is in a saved cache. */
+#define _POSIX_C_SOURCE 200809L
+
 #include <kivi/kivi.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "../tool.h"
 #include "saved.h"
 #include "svg.h"
 
@@ -16,9 +19,10 @@ static const char help[] =
     "  outlier   the channel (keys) or group (values) whose mean scale is largest, as head:\n"
     "            index, and how many times the median that is\n"
     "\n"
-    "  --svg F   draws the scales of all key channels, and histograms\n"
-    "  --json    the same numbers as JSON\n"
-    "  --help, --version\n";
+    "  --svg F      draws the scales of all key channels, and histograms\n"
+    "  --json       the same numbers as JSON\n"
+    "  --help, -h   this text\n"
+    "  --version    the version of the library\n";
 
 static void print_scales(const char *name, const struct scales *s, uint32_t per_head)
 {
@@ -143,13 +147,17 @@ static void print_json(const struct saved *s)
     printf("\n ]}\n");
 }
 
-int main(int argc, char **argv)
-{
-    const char *path = NULL, *svg = NULL;
-    struct saved saved;
-    struct fault fault = {""};
-    int json = 0, result, i;
+struct options {
+    const char *path, *svg;
+    int json;
+};
 
+/* Returns 1 to go on, 0 if the answer was help, -1 after an error. */
+static int parse(struct options *o, int argc, char **argv)
+{
+    int i;
+
+    *o = (struct options){0};
     for (i = 1; i < argc; i++) {
         if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
             fputs(help, stdout);
@@ -160,30 +168,51 @@ int main(int argc, char **argv)
             return 0;
         }
         if (strcmp(argv[i], "--json") == 0) {
-            json = 1;
-        } else if (strcmp(argv[i], "--svg") == 0 && i + 1 < argc) {
-            svg = argv[++i];
-        } else if (argv[i][0] == '-' || path) {
-            fprintf(stderr, "kivi-inspect: '%s' is not understood; see kivi-inspect --help\n",
+            o->json = 1;
+        } else if (strcmp(argv[i], "--svg") == 0) {
+            if (++i == argc) {
+                fputs("kivi-inspect: --svg needs a value\n", stderr);
+                return -1;
+            }
+            o->svg = argv[i];
+        } else if (strncmp(argv[i], "--svg=", 6) == 0) {
+            o->svg = argv[i] + 6;
+        } else if (argv[i][0] == '-') {
+            fprintf(stderr, "kivi-inspect: unknown option '%s'; see kivi-inspect --help\n",
                     argv[i]);
-            return 2;
+            return -1;
+        } else if (o->path) {
+            fprintf(stderr, "kivi-inspect: one file at a time, not '%s' as well\n", argv[i]);
+            return -1;
         } else {
-            path = argv[i];
+            o->path = argv[i];
         }
     }
-    if (!path) {
+    if (!o->path) {
         fputs("kivi-inspect: which file? See kivi-inspect --help\n", stderr);
-        return 2;
+        return -1;
     }
-    result = saved_read(path, &saved, &fault);
-    if (result == 0 && json)
-        print_json(&saved);
-    else if (result == 0)
-        print_text(path, &saved);
-    if (result == 0 && svg)
-        result = svg_write(&saved, svg, &fault);
+    return 1;
+}
+
+int main(int argc, char **argv)
+{
+    struct options options;
+    struct saved saved;
+    struct fault fault = {""};
+    int result = parse(&options, argc, argv);
+
+    if (result <= 0)
+        return result < 0 ? 2 : tool_end("kivi-inspect", 0);
+    result = saved_read(options.path, &saved, &fault);
+    if (result == 0 && options.svg)
+        result = svg_write(&saved, options.svg, &fault);
     if (result)
-        fprintf(stderr, "kivi-inspect: %s: %s\n", path, fault.text);
+        fprintf(stderr, "kivi-inspect: %s: %s\n", options.path, fault.text);
+    else if (options.json)
+        print_json(&saved);
+    else
+        print_text(options.path, &saved);
     saved_free(&saved);
-    return result ? 1 : 0;
+    return tool_end("kivi-inspect", result ? 1 : 0);
 }

@@ -70,27 +70,73 @@ static int read_callback(void *context, void *to, size_t bytes)
     return 0;
 }
 
-/* The bits of each layer: those of the first sequence's records. */
-static int read_bits(const struct file *f, const struct saved *s, uint8_t *k_bits, uint8_t *v_bits)
+static uint32_t crc32c(const unsigned char *p, size_t n)
+{
+    uint32_t crc = ~0u;
+    int bit;
+
+    for (; n > 0; n--, p++)
+        for (crc ^= *p, bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
+    return ~crc;
+}
+
+/* As much as is needed to make a cache that fits. */
+static int read_header(const struct file *f, struct saved *s, struct fault *fault)
+{
+    static const char magic[] = "KIVICACH";
+    const size_t size = f->size < 8 ? f->size : 8;
+
+    if (f->size == 0)
+        return fail(fault, "the file is empty");
+    if (memcmp(f->data, magic, size) != 0)
+        return fail(fault, "this is not a saved cache");
+    if (f->size < HEADER)
+        return fail(fault, "the file ends early: in its header");
+    if (get32(f->data + 8) != 1)
+        return fail(fault, "this is a saved cache of another version than 1");
+    if (get32(f->data + 52) != crc32c(f->data, 52))
+        return fail(fault, "the header is damaged");
+    s->bytes = f->size;
+    s->n_layers = get32(f->data + 12);
+    s->n_kv_heads = get32(f->data + 16);
+    s->k_dim = get32(f->data + 20);
+    s->v_dim = get32(f->data + 24);
+    s->group_size = get32(f->data + 28);
+    s->residual_length = get32(f->data + 32);
+    s->n_sink = get32(f->data + 36);
+    s->n_sequences = get64(f->data + 40);
+    if (s->n_layers == 0 || s->n_layers > 65536 || s->n_kv_heads == 0 || s->n_kv_heads > 65536
+        || s->k_dim == 0 || s->k_dim > 512 || s->v_dim == 0 || s->v_dim > 512 || s->group_size == 0)
+        return fail(fault, "the header makes no sense");
+    if (s->n_sequences > f->size / (SEQUENCE + RECORD))
+        return fail(fault, "the file ends early: the header promises more sequences");
+    return 0;
+}
+
+/* What no record can have stands for 2: the library will say that the record is damaged. */
+static uint8_t bits_of(uint32_t bits)
+{
+    return bits == 4 || bits == 8 || bits == 16 ? (uint8_t)bits : 2;
+}
+
+/* The bits of each layer: those of the first sequence's records, as far as they go. */
+static void read_bits(const struct file *f, const struct saved *s, uint8_t *k_bits, uint8_t *v_bits)
 {
     size_t at = HEADER + SEQUENCE;
     uint32_t i;
 
     memset(k_bits, 2, s->n_layers);
     memset(v_bits, 2, s->n_layers);
-    for (i = 0; s->n_sequences && i < s->n_layers; i++) {
-        uint64_t payload;
+    for (i = 0; s->n_sequences && i < s->n_layers && f->size >= at + RECORD; i++) {
+        const uint64_t payload = get64(f->data + at + 56);
 
-        if (f->size < at + RECORD + 4)
-            return -1;
-        k_bits[i] = (uint8_t)get32(f->data + at);
-        v_bits[i] = (uint8_t)get32(f->data + at + 4);
-        payload = get64(f->data + at + 56);
-        if (payload > f->size - at - RECORD - 4)
-            return -1;
+        k_bits[i] = bits_of(get32(f->data + at));
+        v_bits[i] = bits_of(get32(f->data + at + 4));
+        if (payload > f->size - at - RECORD) /* which the library will say */
+            return;
         at += RECORD + (size_t)payload + 4;
     }
-    return 0;
 }
 
 /* Everything that a reader has to check, the library checks: loads it into a cache made to fit. */
@@ -120,7 +166,7 @@ static int load(struct file *f, const struct saved *s, const uint8_t *k_bits, co
     f->at = 0;
     if (kivi_cache_create(&config, &cache, &error) != KIVI_OK
         || kivi_cache_load(cache, read_callback, f, seqs, seqs + room, room, &n, &error) != KIVI_OK)
-        fail(fault, error.message);
+        fail(fault, error.status == KIVI_ERROR_IO ? "the file ends early" : error.message);
     else if (f->at != f->size)
         error.status = fail(fault, "there is more after the last sequence");
     kivi_cache_destroy(cache);
@@ -239,27 +285,15 @@ int saved_read(const char *path, struct saved *s, struct fault *fault)
     int result = -1;
 
     memset(s, 0, sizeof *s);
-    if (read_file(path, &f, fault))
-        goto end;
-    fail(fault, "this is not a saved cache of version 1, or it is damaged");
-    if (f.size < HEADER || memcmp(f.data, "KIVICACH", 8) != 0 || get32(f.data + 8) != 1)
-        goto end;
-    s->bytes = f.size;
-    s->n_layers = get32(f.data + 12);
-    s->n_kv_heads = get32(f.data + 16);
-    s->k_dim = get32(f.data + 20);
-    s->v_dim = get32(f.data + 24);
-    s->group_size = get32(f.data + 28);
-    s->residual_length = get32(f.data + 32);
-    s->n_sink = get32(f.data + 36);
-    s->n_sequences = get64(f.data + 40);
-    if (s->n_layers == 0 || s->n_layers > 65536 || s->n_kv_heads == 0 || s->n_kv_heads > 65536
-        || s->k_dim == 0 || s->k_dim > 512 || s->v_dim == 0 || s->v_dim > 512 || s->group_size == 0
-        || s->n_sequences > f.size / (SEQUENCE + RECORD))
+    if (read_file(path, &f, fault) || read_header(&f, s, fault))
         goto end;
     bits = malloc(2 * (size_t)s->n_layers);
-    if (!bits || read_bits(&f, s, bits, bits + s->n_layers)
-        || load(&f, s, bits, bits + s->n_layers, fault))
+    if (!bits) {
+        fail(fault, "out of memory");
+        goto end;
+    }
+    read_bits(&f, s, bits, bits + s->n_layers);
+    if (load(&f, s, bits, bits + s->n_layers, fault))
         goto end;
     groups = (s->v_dim + s->group_size - 1) / s->group_size;
     s->sequences = calloc(s->n_sequences + 1, sizeof *s->sequences);
