@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "clock.h"
+#include "../tool.h"
 #include "forward.h"
 
 /* One sequence, which grows by `n` tokens a call. */
@@ -106,6 +107,17 @@ static int report(const struct lm_store *store, const struct lm_options *options
     return 0;
 }
 
+/* Closes the file in any case. */
+static int save(const struct lm_store *store, FILE *file, const char *path, struct lm_error *error)
+{
+    struct lm_error detail = {"cannot be written"};
+    int result = tool_begin(file) ? lm_store_save(store, file, &detail) : -1;
+
+    if (fclose(file) != 0)
+        result = -1;
+    return result ? lm_fail(error, "%s: %s", path, detail.text) : 0;
+}
+
 int lm_generate(const struct lm_model *model, const struct lm_options *options,
                 struct lm_error *error)
 {
@@ -114,6 +126,7 @@ int lm_generate(const struct lm_model *model, const struct lm_options *options,
     struct stream stream = {NULL, 0};
     struct buffers b = {NULL, NULL, NULL, NULL};
     size_t n_bytes = options->n_bytes;
+    FILE *file = NULL;
     int result;
 
     if (n_prompt > model->context)
@@ -131,12 +144,16 @@ int lm_generate(const struct lm_model *model, const struct lm_options *options,
     if (!result)
         result = lm_store_create(model, &options->types[0], &options->cache, 1, model->context,
                                  &stream.store, error);
+    if (!result && options->save && (file = tool_open(options->save)) == NULL)
+        result = lm_fail(error, "%s: cannot be written", options->save);
     if (!result)
         result = write_text(&stream, &b, options, n_prompt, n_bytes, error);
     if (!result)
         result = report(stream.store, options, n_bytes, lm_seconds() - start, error);
-    if (!result && options->save)
-        result = lm_store_save(stream.store, options->save, error);
+    if (!result && file)
+        result = save(stream.store, file, options->save, error);
+    else if (file)
+        fclose(file);
     lm_store_destroy(stream.store);
     lm_forward_destroy(b.forward);
     free(b.tokens);

@@ -1,10 +1,13 @@
 /* kivi-lm: a small language model on the library's public API alone. */
+#define _POSIX_C_SOURCE 200809L
+
 #include <stdio.h>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
+#include "../tool.h"
 #include "eval.h"
 #include "generate.h"
 #include "options.h"
@@ -34,11 +37,11 @@ int main(int argc, char **argv)
     }
     if (options.command == LM_HELP) {
         fputs(lm_help, stdout);
-        return 0;
+        return tool_end("kivi-lm", 0);
     }
     if (options.command == LM_VERSION) {
         printf("kivi-lm, libkivi %s\n", kivi_version());
-        return 0;
+        return tool_end("kivi-lm", 0);
     }
 #if defined(_OPENMP)
     if (options.cache.n_threads)
@@ -49,5 +52,5 @@ int main(int argc, char **argv)
         fprintf(stderr, "kivi-lm: %s\n", error.text);
         return 1;
     }
-    return fflush(stdout) ? 1 : 0;
+    return tool_end("kivi-lm", 0);
 }

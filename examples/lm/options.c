@@ -1,8 +1,12 @@
+#define _POSIX_C_SOURCE 200809L
+
 #include "options.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "../tool.h"
 
 enum kind { TEXT, COUNT, NUMBER, SEED, FLAG, CACHES, OFFSETS };
 
@@ -142,26 +146,50 @@ static int parse_option(struct lm_options *options, const struct option *table, 
     else if (option->kind != FLAG && *i + 1 < argc)
         value = argv[++*i];
     if ((value == NULL) != (option->kind == FLAG))
-        return lm_fail(error, "%s takes %s value", option->name, value ? "no" : "a");
+        return lm_fail(error, value ? "%s takes no value" : "%s needs a value", option->name);
     return store_value(options, option, value, error);
+}
+
+/* What is asked of the program itself, in place of work. */
+static int is_question(const char *argument, enum lm_command *command)
+{
+    if (strcmp(argument, "--help") == 0 || strcmp(argument, "-h") == 0)
+        *command = LM_HELP;
+    else if (strcmp(argument, "--version") == 0)
+        *command = LM_VERSION;
+    else
+        return 0;
+    return 1;
 }
 
 static int parse_command(int argc, char **argv, struct lm_options *options, struct lm_error *error)
 {
-    for (int i = 1; i < argc; i++) {
-        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0) {
-            options->command = LM_HELP;
-            return 0;
-        }
-    }
-    if (argc > 1 && strcmp(argv[1], "--version") == 0)
-        options->command = LM_VERSION;
-    else if (argc > 1 && strcmp(argv[1], "eval") == 0)
+    if (argc > 1 && is_question(argv[1], &options->command))
+        return 0;
+    if (argc > 1 && strcmp(argv[1], "eval") == 0)
         options->command = LM_EVAL;
     else if (argc > 1 && strcmp(argv[1], "generate") == 0)
         options->command = LM_GENERATE;
     else
         return lm_fail(error, "'eval' or 'generate' is missing; see kivi-lm --help");
+    return 0;
+}
+
+/* The library would refuse these as well, but not in words of the command line. */
+static int check_cache(const struct lm_cache_options *c, struct lm_error *error)
+{
+    kivi_backend_info info;
+    char names[128];
+
+    if (c->group_size != 32 && c->group_size != 64 && c->group_size != 128)
+        return lm_fail(error, "--group takes 32, 64 or 128, not '%u'", c->group_size);
+    if (c->residual_length % c->group_size)
+        return lm_fail(error, "--residual takes a multiple of the group, %u, not '%u'",
+                       c->group_size, c->residual_length);
+    if (c->backend && kivi_backend_find(c->backend, &info, NULL) != KIVI_OK) {
+        tool_backends(names, sizeof names);
+        return lm_fail(error, "--backend takes one of %s, not '%.40s'", names, c->backend);
+    }
     return 0;
 }
 
@@ -201,12 +229,16 @@ int lm_options_parse(int argc, char **argv, struct lm_options *o, struct lm_erro
     if (o->command != LM_EVAL && o->command != LM_GENERATE)
         return 0;
     for (int i = 2; i < argc; i++) {
+        if (is_question(argv[i], &o->command))
+            return 0;
         if (parse_option(o, table, sizeof table / sizeof *table, argc, argv, &i, error))
             return -1;
     }
     o->cache.precision = precise ? KIVI_PRECISE : KIVI_STANDARD;
     if (o->n_types == 0
         && parse_types(o, o->command == LM_EVAL ? "kivi4,kivi2,k2t" : "kivi2", error))
+        return -1;
+    if (check_cache(&o->cache, error))
         return -1;
     if (!o->model)
         return lm_fail(error, "--model is missing; see kivi-lm --help");

@@ -213,18 +213,14 @@ static int write_file(void *file, const void *data, size_t bytes)
     return fwrite(data, 1, bytes, file) != bytes;
 }
 
-int lm_store_save(const struct lm_store *store, const char *path, struct lm_error *error)
+int lm_store_save(const struct lm_store *store, FILE *file, struct lm_error *error)
 {
-    FILE *file = fopen(path, "wb");
     kivi_error detail;
 
-    if (!file)
-        return lm_fail(error, "%s cannot be written", path);
-    if (kivi_cache_save(store->cache, write_file, file, &detail)) {
-        fclose(file);
-        return lm_fail(error, "%s: %s", path, detail.message);
-    }
-    return fclose(file) ? lm_fail(error, "%s cannot be written", path) : 0;
+    if (kivi_cache_save(store->cache, write_file, file, &detail))
+        return lm_fail(error, "%s",
+                       detail.status == KIVI_ERROR_IO ? "cannot be written" : detail.message);
+    return 0;
 }
 
 double lm_store_seconds(const struct lm_store *store)

@@ -49,7 +49,7 @@ int lm_store_attend(struct lm_store *store, uint32_t layer, const struct lm_head
 int lm_store_usage(const struct lm_store *store, struct lm_usage *usage, struct lm_error *error);
 
 /* Writes the cache to a file, in the library's format. Not with keys per token. */
-int lm_store_save(const struct lm_store *store, const char *path, struct lm_error *error);
+int lm_store_save(const struct lm_store *store, FILE *file, struct lm_error *error);
 
 /* Wall-clock time spent so far in lm_store_attend. */
 double lm_store_seconds(const struct lm_store *store);
