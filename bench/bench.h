@@ -2,6 +2,8 @@
 #ifndef BENCH_BENCH_H
 #define BENCH_BENCH_H
 
+#include <stdio.h>
+
 #include "bandwidth.h"
 #include "measure.h"
 #include "report.h"
@@ -60,7 +62,10 @@ int cuda_decode_run(struct bench *bench, const struct scenario *scenario);
 int cuda_append_run(struct bench *bench, const struct scenario *scenario);
 int cuda_prefill_run(struct bench *bench, const struct scenario *scenario);
 
-/* Draws the decode rows with two or more contexts. */
-int plot_write(const char *path, const struct report *report);
+/* Whether all of the standard table is done, or, as with the reference, only its shortest context. */
+int standard_has_contexts(const char *backend);
+
+/* Draws the decode rows with two or more contexts, and closes the file. Returns 0 after a failure. */
+int plot_write(FILE *file, const char *path, const struct report *report);
 
 #endif

@@ -1,5 +1,6 @@
 #include "options.h"
 
+#include <kivi/kivi.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,9 +45,9 @@ static const struct {
      "A row is one pass of the reader: a sum over a part of a buffer far larger than the caches.\n"
      "Several forms of it (streams, prefetch distance) are tried first; the best is kept.\n",
      COMMAND_BANDWIDTH},
-    {"all", "the standard table: all of the above",
-     "Decode with 32 query heads and 32, 8 and 4 kv heads, one long sequence with one kv head,\n"
-     "data in cache, dimension 64, groups of 64 and 128, append, and prefill.\n",
+    {"all", "the standard table: bandwidth, decode, append and prefill",
+     "Bandwidth, decode with 32 query heads and 32, 8 and 4 kv heads, one long sequence with one\n"
+     "kv head, data in cache, dimension 64, groups of 64 and 128, append, and prefill.\n",
      COMMAND_ALL},
 };
 
@@ -75,51 +76,65 @@ enum id {
     QUICK,
     JSON,
     PLOT,
-    HELP
+    HELP,
+    VERSION
 };
 
-static const struct {
+#define LIST "LIST" /* the value of an option that takes several, with commas between */
+#define DIMENSION "a multiple of 8 from 8 to 512"
+
+static const struct option {
     enum id id;
     const char *name, *value, *help;
     unsigned commands;
+    uint32_t least, most; /* of a number */
+    const char *takes;    /* NULL: any number in between */
 } table[] = {
-    {Q_HEADS, "--q-heads", "N", "query heads (32)", CACHES},
-    {KV_HEADS, "--kv-heads", "LIST", "kv heads (32); each divides the query heads", CACHES},
-    {DIM, "--dim", "N", "head dimension (128)", CACHES},
-    {K_DIM, "--k-dim", "N", "head dimension of keys and queries alone", CACHES},
-    {V_DIM, "--v-dim", "N", "head dimension of values and outputs alone", CACHES},
-    {BITS, "--bits", "LIST", "cache types: 2, 4, 8, 16, or kXvY (16,8,4,2)", CACHES},
-    {GROUP, "--group", "N", "group size: 32, 64 or 128 (32)", CACHES},
-    {THREADS, "--threads", "LIST", "threads (1 and all)", THREADED | CPU_ONLY},
-    {BACKEND, "--backend", "LIST", "backends by name (the library's choice)", CACHES | COMMAND_ALL},
-    {CONTEXT, "--context", "LIST",
+    {Q_HEADS, "--q-heads", "N", "query heads (32)", CACHES, 1, 65536, NULL},
+    {KV_HEADS, "--kv-heads", LIST, "kv heads (32); each divides the query heads", CACHES, 1, 65536,
+     NULL},
+    {DIM, "--dim", "N", "head dimension (128)", CACHES, 8, 512, DIMENSION},
+    {K_DIM, "--k-dim", "N", "head dimension of keys and queries alone", CACHES, 8, 512, DIMENSION},
+    {V_DIM, "--v-dim", "N", "head dimension of values and outputs alone", CACHES, 8, 512,
+     DIMENSION},
+    {BITS, "--bits", LIST, "cache types: 2, 4, 8, 16, or kXvY (16,8,4,2)", CACHES, 0, 0,
+     "2, 4, 8, 16 or kXvY with X and Y of these, up to 16 with commas between"},
+    {GROUP, "--group", "N", "group size: 32, 64 or 128 (32)", CACHES, 32, 128, "32, 64 or 128"},
+    {THREADS, "--threads", LIST, "threads (1 and all)", THREADED | CPU_ONLY, 1, 1024, NULL},
+    {BACKEND, "--backend", LIST, "backends by name (the library's choice)", CACHES | COMMAND_ALL, 0,
+     0, "up to 16 names with commas between"},
+    {CONTEXT, "--context", LIST,
      "tokens of the sequence (4096,16384,65536; append 4096, save 65536)",
-     COMMAND_DECODE | COMMAND_APPEND | COMMAND_SAVE},
-    {PRECISION, "--precision", "P", "standard, precise or both (standard)", ATTENTION},
+     COMMAND_DECODE | COMMAND_APPEND | COMMAND_SAVE, 16, 1u << 26, NULL},
+    {PRECISION, "--precision", "P", "standard, precise or both (standard)", ATTENTION, 0, 0,
+     "standard, precise or both"},
     {QUERIES, "--queries", "N", "queries of a step, 1 to 16: speculative decoding (1)",
-     COMMAND_DECODE},
-    {BATCH, "--batch", "N", "GPU: sequences of a step, 1 to 256 (1)", COMMAND_DECODE | GPU_ONLY},
+     COMMAND_DECODE, 1, 16, NULL},
+    {BATCH, "--batch", "N", "GPU: sequences of a step, 1 to 256 (1)", COMMAND_DECODE | GPU_ONLY, 1,
+     256, NULL},
     {SHORTEST, "--shortest", "N",
-     "GPU: tokens of the batch's first sequence; even steps to the last",
-     COMMAND_DECODE | GPU_ONLY},
+     "GPU: tokens of the batch's first sequence; even steps to the last", COMMAND_DECODE | GPU_ONLY,
+     1, 1u << 26, NULL},
     {TOKENS, "--tokens", "N", "tokens of one call (append 512, prefill 2048)",
-     COMMAND_APPEND | COMMAND_PREFILL},
+     COMMAND_APPEND | COMMAND_PREFILL, 1, 1u << 20, NULL},
     {WITH_APPEND, "--with-append", NULL, "a step appends the tokens of its queries first",
-     COMMAND_DECODE | CPU_ONLY},
+     COMMAND_DECODE | CPU_ONLY, 0, 0, NULL},
     {IN_CACHE, "--in-cache", NULL, "one sequence over and over: data in the CPU's caches",
-     COMMAND_DECODE | CPU_ONLY},
+     COMMAND_DECODE | CPU_ONLY, 0, 0, NULL},
     {HOST, "--host-threads", NULL, "drive kivi_work_* from the bench's own threads",
-     ATTENTION | COMMAND_APPEND | COMMAND_ALL | CPU_ONLY},
+     ATTENTION | COMMAND_APPEND | COMMAND_ALL | CPU_ONLY, 0, 0, NULL},
     {DATA, "--data", "D", "keys: gauss, or outlier (a few channels ten times the rest; default)",
-     CACHES | COMMAND_ALL},
-    {TIME, "--time", "S", "seconds of measurement for each row (0.4; quick 0.2)", EVERY | CPU_ONLY},
+     CACHES | COMMAND_ALL, 0, 0, "gauss or outlier"},
+    {TIME, "--time", "S", "seconds of measurement for each row (0.4; quick 0.2)", EVERY | CPU_ONLY,
+     0, 0, "seconds above 0, up to 3600"},
     {FOOTPRINT, "--footprint", "MB", "data to rotate (4 times the last-level cache, at least 1024)",
-     EVERY | CPU_ONLY},
-    {QUICK, "--quick", NULL, "three contexts, and half the time", COMMAND_ALL},
-    {JSON, "--json", NULL, "print JSON instead of tables", EVERY},
+     EVERY | CPU_ONLY, 1, 1u << 24, NULL},
+    {QUICK, "--quick", NULL, "three contexts, and half the time", COMMAND_ALL, 0, 0, NULL},
+    {JSON, "--json", NULL, "print JSON instead of tables", EVERY, 0, 0, NULL},
     {PLOT, "--plot", "FILE", "draw speed against context beside the bandwidth floor (SVG)",
-     COMMAND_DECODE | COMMAND_ALL},
-    {HELP, "--help", NULL, "this text", EVERY},
+     COMMAND_DECODE | COMMAND_ALL, 0, 0, NULL},
+    {HELP, "--help", NULL, "this text; -h for short", EVERY, 0, 0, NULL},
+    {VERSION, "--version", NULL, "the version of the library", EVERY, 0, 0, NULL},
 };
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -131,7 +146,8 @@ static void print_usage(FILE *file)
     fprintf(file, "Usage: kivi-bench COMMAND [OPTION...]\n\nCommands:\n");
     for (i = 0; i < COUNT(commands); i++)
         fprintf(file, "  %-10s %s\n", commands[i].name, commands[i].summary);
-    fprintf(file, "\nkivi-bench COMMAND --help lists the options of a command.\n");
+    fprintf(file, "\nkivi-bench COMMAND --help lists the options of a command.\n"
+                  "kivi-bench --version says which library it measures.\n");
 }
 
 static void print_command_help(size_t command)
@@ -148,9 +164,23 @@ static void print_command_help(size_t command)
     printf("A LIST is separated by commas.\n");
 }
 
-static int fail(const char *option, const char *value)
+static void print_version(void)
 {
-    fprintf(stderr, "kivi-bench: %s does not take \"%s\"\n", option, value);
+    printf("kivi-bench, libkivi %s\n", kivi_version());
+}
+
+/* What the option takes, where it does not take `value`. */
+static int fail(const struct option *option, const char *value)
+{
+    fprintf(stderr, "kivi-bench: %s takes ", option->name);
+    if (option->takes)
+        fputs(option->takes, stderr);
+    else if (strcmp(option->value, LIST) == 0)
+        fprintf(stderr, "up to %d numbers from %u to %u with commas between", LIST_MAX,
+                option->least, option->most);
+    else
+        fprintf(stderr, "a number from %u to %u", option->least, option->most);
+    fprintf(stderr, ", not \"%s\"\n", value);
     return -1;
 }
 
@@ -166,22 +196,27 @@ static int read_number(const char **text, uint64_t low, uint64_t high, uint64_t 
     return *number >= low && *number <= high;
 }
 
-static int parse_number(const char *text, uint64_t low, uint64_t high, uint32_t *number)
+static int parse_number(const char *text, const struct option *option, uint32_t *number)
 {
     uint64_t n;
 
-    if (!read_number(&text, low, high, &n) || *text)
+    if (!read_number(&text, option->least, option->most, &n) || *text)
         return 0;
     *number = (uint32_t)n;
     return 1;
 }
 
-static int parse_numbers(const char *text, uint64_t low, uint64_t high, struct number_list *list)
+static int parse_dim(const char *text, const struct option *option, uint32_t *dim)
+{
+    return parse_number(text, option, dim) && *dim % 8 == 0;
+}
+
+static int parse_numbers(const char *text, const struct option *option, struct number_list *list)
 {
     uint64_t n;
 
     for (list->n = 0; list->n < LIST_MAX; text++) {
-        if (!read_number(&text, low, high, &n))
+        if (!read_number(&text, option->least, option->most, &n))
             return 0;
         list->at[list->n++] = (uint32_t)n;
         if (*text != ',')
@@ -244,10 +279,11 @@ static int parse_precision(const char *text, unsigned *precisions)
     return *precisions != 0;
 }
 
-static int set(struct options *o, enum id id, char *value)
+static int set(struct options *o, const struct option *option, char *value)
 {
     struct scenario *s = &o->scenario;
     struct settings *settings = &o->settings;
+    const enum id id = option->id;
     uint32_t n;
     char *end;
 
@@ -255,39 +291,36 @@ static int set(struct options *o, enum id id, char *value)
         id == Q_HEADS || id == KV_HEADS || id == CONTEXT || id == BATCH || id == SHORTEST;
     switch (id) {
     case Q_HEADS:
-        return parse_number(value, 1, 65536, &s->q_heads);
+        return parse_number(value, option, &s->q_heads);
     case KV_HEADS:
-        return parse_numbers(value, 1, 65536, &s->kv_heads);
+        return parse_numbers(value, option, &s->kv_heads);
     case DIM:
-        if (!parse_number(value, 8, 512, &s->k_dim))
-            return 0;
-        s->v_dim = s->k_dim;
-        return 1;
+        return parse_dim(value, option, &s->k_dim) && parse_dim(value, option, &s->v_dim);
     case K_DIM:
-        return parse_number(value, 8, 512, &s->k_dim);
+        return parse_dim(value, option, &s->k_dim);
     case V_DIM:
-        return parse_number(value, 8, 512, &s->v_dim);
+        return parse_dim(value, option, &s->v_dim);
     case BITS:
         return parse_types(value, &s->types);
     case GROUP:
-        return parse_number(value, 32, 128, &s->group)
+        return parse_number(value, option, &s->group)
                && (s->group == 32 || s->group == 64 || s->group == 128);
     case THREADS:
-        return parse_numbers(value, 1, 1024, &s->threads);
+        return parse_numbers(value, option, &s->threads);
     case BACKEND:
         return parse_names(value, &o->backends);
     case CONTEXT:
-        return parse_numbers(value, 16, 1u << 26, &s->contexts);
+        return parse_numbers(value, option, &s->contexts);
     case PRECISION:
         return parse_precision(value, &s->precisions);
     case QUERIES:
-        return parse_number(value, 1, 16, &s->queries);
+        return parse_number(value, option, &s->queries);
     case BATCH:
-        return parse_number(value, 1, 256, &s->batch);
+        return parse_number(value, option, &s->batch);
     case SHORTEST:
-        return parse_number(value, 1, 1u << 26, &s->shortest);
+        return parse_number(value, option, &s->shortest);
     case TOKENS:
-        return parse_number(value, 1, 1u << 20, &s->tokens);
+        return parse_number(value, option, &s->tokens);
     case WITH_APPEND:
         return s->appends = 1;
     case IN_CACHE:
@@ -301,7 +334,7 @@ static int set(struct options *o, enum id id, char *value)
         settings->seconds = strtod(value, &end);
         return settings->seconds > 0 && settings->seconds <= 3600 && *end == 0;
     case FOOTPRINT:
-        if (!parse_number(value, 1, 1u << 24, &n))
+        if (!parse_number(value, option, &n))
             return 0;
         settings->footprint = (uint64_t)n << 20;
         return 1;
@@ -313,6 +346,7 @@ static int set(struct options *o, enum id id, char *value)
         settings->plot = value;
         return 1;
     case HELP:
+    case VERSION:
         break;
     }
     return 0;
@@ -341,6 +375,15 @@ static void set_defaults(struct options *o, enum command command)
         o->scenario.contexts = (struct number_list){1, {4096}};
     if (command == COMMAND_SAVE)
         o->scenario.contexts = (struct number_list){1, {65536}};
+}
+
+static int has_several(const struct number_list *list)
+{
+    size_t i = 1;
+
+    while (i < list->n && list->at[i] == list->at[0])
+        i++;
+    return i < list->n;
 }
 
 /* What the options say together. */
@@ -372,13 +415,66 @@ static int check(struct options *o)
             return -1;
         }
     }
+    if (o->settings.plot && o->command == COMMAND_DECODE
+        && (s->in_cache || !has_several(&s->contexts))) {
+        fprintf(stderr, "kivi-bench: --plot needs two contexts or more, without --in-cache\n");
+        return -1;
+    }
+    return 1;
+}
+
+static const struct option *find_option(const char *name, size_t size, enum command command)
+{
+    size_t i;
+
+    if (size == 2 && strncmp(name, "-h", 2) == 0)
+        return find_option("--help", 6, command);
+    for (i = 0; i < COUNT(table); i++) {
+        if ((table[i].commands & command) && strlen(table[i].name) == size
+            && strncmp(name, table[i].name, size) == 0)
+            return &table[i];
+    }
+    return NULL;
+}
+
+/* argv[*arg] and its value, which may follow or stand behind a '='. Returns what options_parse does. */
+static int parse_option(struct options *o, size_t command, int argc, char **argv, int *arg)
+{
+    char *text = argv[*arg], *value = NULL;
+    const size_t size = strcspn(text, "=");
+    const struct option *option = find_option(text, size, o->command);
+
+    if (!option) {
+        fprintf(stderr, "kivi-bench: %s has no option \"%s\"; try --help\n", argv[1], text);
+        return -1;
+    }
+    if (text[size] == '=')
+        value = text + size + 1;
+    else if (option->value && *arg + 1 < argc)
+        value = argv[++*arg];
+    if (!value != !option->value) {
+        fprintf(stderr, "kivi-bench: %s %s value\n", option->name, value ? "takes no" : "needs a");
+        return -1;
+    }
+    if (option->id == HELP)
+        print_command_help(command);
+    else if (option->id == VERSION)
+        print_version();
+    if (option->id == HELP || option->id == VERSION)
+        return 0;
+    if (!set(o, option, value))
+        return fail(option, value);
+    if (option->commands & CPU_ONLY || (option->id == TOKENS && o->command == COMMAND_APPEND))
+        o->cpu_only = option->name;
+    if (option->commands & GPU_ONLY)
+        o->gpu_only = option->name;
     return 1;
 }
 
 int options_parse(struct options *options, int argc, char **argv)
 {
-    size_t command, i;
-    int arg;
+    size_t command;
+    int arg, status = 1;
 
     if (argc < 2) {
         print_usage(stderr);
@@ -388,46 +484,20 @@ int options_parse(struct options *options, int argc, char **argv)
         print_usage(stdout);
         return 0;
     }
+    if (strcmp(argv[1], "--version") == 0) {
+        print_version();
+        return 0;
+    }
     for (command = 0; command < COUNT(commands); command++) {
         if (strcmp(argv[1], commands[command].name) == 0)
             break;
     }
     if (command == COUNT(commands)) {
-        fprintf(stderr, "kivi-bench: no command \"%s\"\n", argv[1]);
-        print_usage(stderr);
+        fprintf(stderr, "kivi-bench: no command \"%s\"; try --help\n", argv[1]);
         return -1;
     }
     set_defaults(options, commands[command].command);
-    for (arg = 2; arg < argc; arg++) {
-        char *value = NULL;
-
-        for (i = 0; i < COUNT(table); i++) {
-            if ((table[i].commands & options->command) && strcmp(argv[arg], table[i].name) == 0)
-                break;
-        }
-        if (i == COUNT(table)) {
-            fprintf(stderr, "kivi-bench: %s has no option \"%s\"; try --help\n", argv[1],
-                    argv[arg]);
-            return -1;
-        }
-        if (table[i].id == HELP) {
-            print_command_help(command);
-            return 0;
-        }
-        if (table[i].value) {
-            if (++arg == argc) {
-                fprintf(stderr, "kivi-bench: %s needs a value\n", table[i].name);
-                return -1;
-            }
-            value = argv[arg];
-        }
-        if (!set(options, table[i].id, value))
-            return fail(table[i].name, value);
-        if (table[i].commands & CPU_ONLY
-            || (table[i].id == TOKENS && options->command == COMMAND_APPEND))
-            options->cpu_only = table[i].name;
-        if (table[i].commands & GPU_ONLY)
-            options->gpu_only = table[i].name;
-    }
-    return check(options);
+    for (arg = 2; arg < argc && status == 1; arg++)
+        status = parse_option(options, command, argc, argv, &arg);
+    return status == 1 ? check(options) : status;
 }

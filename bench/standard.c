@@ -39,10 +39,15 @@ static struct number_list one(uint32_t number)
     return list;
 }
 
+int standard_has_contexts(const char *backend)
+{
+    return strcmp(backend, "scalar") != 0;
+}
+
 /* The reference is for comparing results with: at the sizes of the others it would take hours. */
 static int is_reference(const struct bench *bench)
 {
-    return strcmp(bench->backend, "scalar") == 0;
+    return !standard_has_contexts(bench->backend);
 }
 
 static int decode_tables(struct bench *bench, const struct scenario *base)

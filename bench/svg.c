@@ -1,9 +1,13 @@
 /* The plot: speed against context, a panel for each shape and number of threads. */
+#define _POSIX_C_SOURCE 200809L
+
 #include "bench.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+
+#include "../examples/tool.h"
 
 #define PANELS_MAX 24
 #define SERIES_MAX 32
@@ -318,10 +322,9 @@ static void draw_head(FILE *f, const struct report *report)
               "limit of memory: bytes of the cache / read bandwidth of the same run");
 }
 
-int plot_write(const char *path, const struct report *report)
+int plot_write(FILE *f, const char *path, const struct report *report)
 {
     static struct plot plot;
-    FILE *f;
     size_t i, lines;
     int failed;
 
@@ -332,14 +335,11 @@ int plot_write(const char *path, const struct report *report)
     }
     lay_out(&plot);
     if (plot.n == 0) {
-        fprintf(stderr, "kivi-bench: a plot needs two contexts or more\n");
+        fprintf(stderr, "kivi-bench: a plot needs a shape that was measured with two contexts\n");
+        fclose(f);
         return 0;
     }
-    f = fopen(path, "w");
-    if (!f) {
-        perror(path);
-        return 0;
-    }
+    failed = !tool_begin(f);
     lines = (plot.n + plot.columns - 1) / plot.columns;
     fprintf(f,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 %zu %zu\" "
@@ -349,7 +349,7 @@ int plot_write(const char *path, const struct report *report)
     for (i = 0; i < plot.n; i++)
         draw_panel(f, &plot.panels[i]);
     fputs("</svg>\n", f);
-    failed = ferror(f);
+    failed |= ferror(f);
     failed |= fclose(f);
     if (failed)
         fprintf(stderr, "kivi-bench: %s could not be written\n", path);
