@@ -4,10 +4,12 @@
 include(CheckCCompilerFlag)
 
 # Flags of everything that is compiled here. Contraction to fused multiply-add would make packed
-# codes depend on the compiler, so it is off everywhere, not only in quantization.
+# codes depend on the compiler, so it is off everywhere, not only in quantization. Fast math, which
+# flags of another build may bring, would compile the tests for infinities and NaN away. Some
+# compilers restore their own default of contraction with it, so it comes first.
 add_library(kivi_flags INTERFACE)
 if(NOT MSVC)
-    target_compile_options(kivi_flags INTERFACE -ffp-contract=off -Wall -Wextra -Wshadow
+    target_compile_options(kivi_flags INTERFACE -fno-fast-math -ffp-contract=off -Wall -Wextra -Wshadow
         $<$<COMPILE_LANGUAGE:C>:-Wstrict-prototypes> $<$<COMPILE_LANGUAGE:C>:-Wmissing-prototypes>
         $<$<BOOL:${KIVI_WERROR}>:-Werror>)
 endif()
