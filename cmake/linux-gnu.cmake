@@ -1,7 +1,7 @@
 # Cross-building for Linux with a GNU toolchain, as Debian's crossbuild-essential-* packages have it.
 # The files beside this one name the architecture and include it:
 #
-#   cmake -B build/aarch64 --toolchain cmake/aarch64-linux-gnu.cmake
+#   cmake -B build/aarch64 -DKIVI_BUILD_TESTS=OFF --toolchain cmake/aarch64-linux-gnu.cmake
 #
 #   KIVI_TRIPLET  the toolchain's prefix, also the directory under /usr/lib of the architecture's libraries
 #   KIVI_QEMU     the emulator's name for it
