@@ -13,7 +13,7 @@ FUZZ_SECONDS ?= 60
 export JOBS
 TESTS = ON
 cmake_args = -DKIVI_BUILD_TESTS=$(TESTS) -DKIVI_WERROR=$(WERROR) \
-	-DCMAKE_INSTALL_PREFIX=$(PREFIX) $(CMAKE_ARGS)
+	-DCMAKE_INSTALL_PREFIX="$(PREFIX)" $(CMAKE_ARGS)
 demo_args = eval --model examples/lm/mini.gguf --text examples/lm/sample.txt --windows 2
 
 # $(call build,<preset>): configures quietly and builds.
@@ -60,7 +60,7 @@ demo-cuda: TESTS = OFF
 demo-cuda: ## The demo with the cache on a GPU
 	@cmake/deps.sh build
 	$(call build,cuda)
-	KIVI_MODULE_PATH=$(CURDIR)/build/cuda/src/cuda KIVI_BACKEND=cuda \
+	KIVI_MODULE_PATH="$(CURDIR)/build/cuda/src/cuda" KIVI_BACKEND=cuda \
 		build/cuda/examples/kivi-lm $(demo_args) --cache f16,kivi4,kivi2
 
 fuzz: TESTS = OFF
