@@ -16,7 +16,7 @@ install(FILES include/kivi/kivi.h "${PROJECT_BINARY_DIR}/include/kivi/version.h"
 install(EXPORT kivi-targets NAMESPACE kivi:: DESTINATION "${package_dir}" COMPONENT development)
 configure_package_config_file(cmake/kivi-config.cmake.in kivi-config.cmake
     INSTALL_DESTINATION "${package_dir}" NO_SET_AND_CHECK_MACRO)
-write_basic_package_version_file(kivi-config-version.cmake COMPATIBILITY SameMajorVersion)
+write_basic_package_version_file(kivi-config-version.cmake COMPATIBILITY SameMinorVersion)
 install(FILES "${PROJECT_BINARY_DIR}/kivi-config.cmake"
     "${PROJECT_BINARY_DIR}/kivi-config-version.cmake"
     DESTINATION "${package_dir}" COMPONENT development)

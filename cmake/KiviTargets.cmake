@@ -2,6 +2,7 @@
 # together from.
 
 include(CheckCCompilerFlag)
+include(CheckLinkerFlag)
 
 # Flags of everything that is compiled here. Contraction to fused multiply-add would make packed
 # codes depend on the compiler, so it is off everywhere, not only in quantization. Fast math, which

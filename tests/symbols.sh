@@ -27,8 +27,8 @@ names=$(mktemp)
 public=$(mktemp)
 trap 'rm -f "$names" "$public"' EXIT
 
-# The shared library: exactly the functions of the header.
-defined -D "$shared" >"$names"
+# The shared library: exactly the functions of the header, and the name of their version.
+defined -D "$shared" | sed 's/@.*//' | grep -vx 'KIVI_[0-9]*' >"$names"
 tr '\n' ' ' <"$header" | grep -o 'KIVI_API [^();]*(' | grep -o 'kivi_[a-z0-9_]*($' | tr -d '(' |
     sort -u >"$public"
 comm -23 "$names" "$public" | complain "exported, but not in kivi.h" || failed=1
