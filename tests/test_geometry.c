@@ -74,8 +74,8 @@ START_TEST(pages_and_windows)
             expected = 65536.0L * HEADS * 1024 * bytes_per_number(all_bits[b], groups[i]);
             ck_assert_msg((long double)g.page_bytes == expected, "%u bits: a page of %zu bytes",
                           all_bits[b], g.page_bytes);
-            /* sinks, and rings of residual + rollback rows */
-            expected = HEADS * 2.0L * 512 * (4096.0L * 2 + 8192.0L * 2);
+            /* sinks, and rings of residual + rollback keys and 2 * residual + rollback values */
+            expected = HEADS * 2.0L * 512 * (4096.0L * 2 + 8192.0L + 12288.0L);
             ck_assert_msg((long double)g.window_bytes == expected, "a window of %zu bytes",
                           g.window_bytes);
             /* The last block of a page ends where the page ends; the address is not used. */

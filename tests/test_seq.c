@@ -6,7 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "support/buffer.h"
 #include "support/numbers.h"
+#include "support/random.h"
 #include "support/session.h"
 #include "support/suite.h"
 
@@ -87,8 +89,8 @@ START_TEST(next_append_is_exact)
                           before.next_append_bytes);
         ck_assert_uint_eq(sum, before.next_append_bytes);
         if (round == 100)
-            ck_assert_int_eq(kivi_seq_reorder(s.cache, seqs, (const uint32_t[]){0, 0, 2, 2}, 4, NULL),
-                             KIVI_OK);
+            ck_assert_int_eq(
+                kivi_seq_reorder(s.cache, seqs, (const uint32_t[]){0, 0, 2, 2}, 4, NULL), KIVI_OK);
     }
     session_close(&s);
 }
@@ -277,6 +279,38 @@ START_TEST(rollback_is_exact_at_any_moment)
 }
 END_TEST
 
+/* What was taken back by `rollback` tokens is cut again, where the keys' residual begins. */
+START_TEST(rollback_and_then_a_cut_inside_the_residual)
+{
+    static const uint32_t rollbacks[] = {0, 1, 8, 32, 100};
+    struct session s;
+    kivi_config config;
+    uint64_t n, back, cut, residual;
+    size_t i;
+
+    session_config(&config);
+    residual = config.residual_length;
+    for (i = 0; i < sizeof rollbacks / sizeof *rollbacks; i++) {
+        config.rollback = rollbacks[i];
+        session_open(&s, &config, backend_name(_i));
+        for (n = 2 * residual + rollbacks[i] - 1; n < 5 * residual; n += 1 + n % 8) {
+            const kivi_seq a = session_new(&s), b = session_new(&s);
+
+            back = n - rollbacks[i];
+            cut = back / residual * residual;
+            session_append(&s, a, 1, n);
+            ck_assert_int_eq(kivi_seq_truncate(s.cache, a, back, NULL), KIVI_OK);
+            ck_assert_int_eq(kivi_seq_truncate(s.cache, a, cut, NULL), KIVI_OK);
+            session_append(&s, b, 1, cut);
+            session_check_same(&s, a, &s, b, "cut twice");
+            ck_assert_int_eq(kivi_seq_destroy(s.cache, a, NULL), KIVI_OK);
+            ck_assert_int_eq(kivi_seq_destroy(s.cache, b, NULL), KIVI_OK);
+        }
+        session_close(&s);
+    }
+}
+END_TEST
+
 /* Speculative decoding: eight tokens are guessed, some are taken back, for ever. */
 START_TEST(speculation_never_loses_precision)
 {
@@ -301,6 +335,179 @@ START_TEST(speculation_never_loses_precision)
     }
     session_check_same(&s, a, &s, b, "after speculation");
     session_close(&s);
+}
+END_TEST
+
+/*
+ * The promise of kivi.h, at random: a sequence that was cut exactly is, and stays, what it would be
+ * without the tokens that went. What is exact is counted from when the sequence was created, cut further
+ * back or dropped from; `start` is a fork of that time, which grows by what is left since.
+ */
+#define MAX_TOKENS 700
+
+struct history {
+    kivi_seq seq, start;
+    uint64_t first;    /* length then */
+    uint64_t greatest; /* length since */
+    uint64_t base;     /* the keys' residual begins at this number of tokens, modulo its length */
+    uint64_t streams[MAX_TOKENS]; /* of the tokens since */
+};
+
+static void count_anew(struct session *s, struct history *h)
+{
+    if (h->start)
+        ck_assert_int_eq(kivi_seq_destroy(s->cache, h->start, NULL), KIVI_OK);
+    h->start = session_fork(s, h->seq);
+    h->first = h->greatest = session_length(s, h->seq);
+}
+
+static void check_history(struct session *s, const struct history *h, const char *what)
+{
+    const uint64_t n = session_length(s, h->seq);
+    kivi_seq expected = session_fork(s, h->start), later = session_fork(s, h->seq);
+    uint64_t t, end;
+
+    for (t = h->first; t < n; t = end) {
+        for (end = t + 1; end < n && h->streams[end] == h->streams[t]; end++)
+            ;
+        session_append(s, expected, h->streams[t], end - t);
+    }
+    session_check_same(s, h->seq, s, expected, what);
+    session_append(s, expected, 1, 2 * s->config.residual_length);
+    session_append(s, later, 1, 2 * s->config.residual_length);
+    session_check_same(s, later, s, expected, what);
+    ck_assert_int_eq(kivi_seq_destroy(s->cache, expected, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_destroy(s->cache, later, NULL), KIVI_OK);
+}
+
+static void grow_history(struct session *s, struct history *h, uint64_t stream, uint64_t n)
+{
+    uint64_t t = session_length(s, h->seq);
+
+    n = n < MAX_TOKENS - t ? n : MAX_TOKENS - t;
+    session_append(s, h->seq, stream, n);
+    for (n += t; t < n; t++)
+        h->streams[t] = stream;
+    h->greatest = n > h->greatest ? n : h->greatest;
+}
+
+/* Where the keys' residual of n tokens begins. */
+static uint64_t residual_begin(const struct session *s, const struct history *h, uint64_t n)
+{
+    const uint64_t residual = s->config.residual_length;
+
+    return n < h->base ? 0 : h->base + (n - h->base) / residual * residual;
+}
+
+static void cut_history(struct session *s, struct history *h, uint64_t n)
+{
+    const uint64_t from = session_length(s, h->seq);
+    const int exact =
+        n >= h->first && (n + s->config.rollback >= h->greatest || n >= residual_begin(s, h, from));
+    char what[96];
+
+    snprintf(what, sizeof what, "rollback %u: %llu tokens, %llu, cut to %llu", s->config.rollback,
+             (unsigned long long)h->greatest, (unsigned long long)from, (unsigned long long)n);
+    ck_assert_int_eq(kivi_seq_truncate(s->cache, h->seq, n, NULL), KIVI_OK);
+    if (exact) {
+        check_history(s, h, what);
+        return;
+    }
+    h->base = h->base > n ? 0 : h->base;
+    count_anew(s, h);
+}
+
+static void drop_from_history(struct session *s, struct history *h, struct rng *rng)
+{
+    const uint32_t group = s->config.group_size, residual = s->config.residual_length;
+    const uint64_t n = session_length(s, h->seq);
+    const uint64_t begin = (s->config.n_sink + group - 1) / group * group;
+    uint64_t end = begin + group * rng_between(rng, 1, 3);
+
+    if (end + residual > n)
+        return;
+    ck_assert_int_eq(kivi_seq_drop(s->cache, h->seq, begin, end, NULL, NULL), KIVI_OK);
+    h->base = (residual_begin(s, h, n) - (end - begin)) % residual;
+    count_anew(s, h);
+}
+
+/* The same sequence by another handle: a fork, or saved and loaded. */
+static void move_history(struct session *s, struct history *h, int is_fork)
+{
+    kivi_seq moved;
+
+    if (is_fork) {
+        moved = session_fork(s, h->seq);
+    } else {
+        struct buffer file;
+
+        buffer_init(&file);
+        ck_assert_int_eq(kivi_seq_save(s->cache, h->seq, buffer_write, &file, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_load(s->cache, buffer_read, &file, &moved, NULL), KIVI_OK);
+        buffer_free(&file);
+    }
+    ck_assert_int_eq(kivi_seq_destroy(s->cache, h->seq, NULL), KIVI_OK);
+    h->seq = moved;
+}
+
+static void live_at_random(struct session *s, struct rng *rng, int steps)
+{
+    struct history h = {.seq = session_new(s)};
+
+    count_anew(s, &h);
+    while (steps-- > 0) {
+        const uint64_t n = session_length(s, h.seq), residual = s->config.residual_length;
+        const uint64_t begin = residual_begin(s, &h, n), rollback = s->config.rollback;
+
+        switch (rng_below(rng, 10)) {
+        case 0:
+            grow_history(s, &h, (uint64_t)steps, rng_below(rng, 3 * residual));
+            break;
+        case 1:
+        case 2:
+            cut_history(s, &h, rng_between(rng, begin, n));
+            break;
+        case 3: /* as far as it goes */
+            cut_history(s, &h, h.greatest < rollback ? 0 : h.greatest - rollback);
+            cut_history(s, &h, residual_begin(s, &h, session_length(s, h.seq)));
+            break;
+        case 4:
+            cut_history(s, &h, n < rollback ? 0 : n - rng_below(rng, rollback + 1));
+            break;
+        case 5:
+            if (rng_one_in(rng, 4))
+                cut_history(s, &h, rng_below(rng, n + 1));
+            break;
+        case 6:
+            if (rng_one_in(rng, 4))
+                drop_from_history(s, &h, rng);
+            break;
+        case 7:
+            move_history(s, &h, rng_one_in(rng, 2));
+            break;
+        default:
+            grow_history(s, &h, (uint64_t)steps, rng_below(rng, 16));
+        }
+    }
+}
+
+START_TEST(exact_is_as_if_the_tokens_had_never_come)
+{
+    static const uint32_t rollbacks[] = {0, 1, 8, 64, 100}, sinks[] = {0, 5, 40};
+    struct rng rng = {test_seed(0xe8ac7) + (uint64_t)_i};
+    int i;
+
+    for (i = test_rounds(16, 100); i > 0; i--) {
+        struct session s;
+        kivi_config config;
+
+        session_config(&config);
+        config.rollback = RNG_PICK(&rng, rollbacks);
+        config.n_sink = RNG_PICK(&rng, sinks);
+        session_open(&s, &config, backend_name(_i));
+        live_at_random(&s, &rng, 100);
+        session_close(&s);
+    }
 }
 END_TEST
 
@@ -477,6 +684,8 @@ int main(void)
     tcase_add_test(orders, reorder_refuses);
     tcase_add_loop_test(cuts, truncation_inside_the_residual_is_exact, 0, backend_count());
     tcase_add_loop_test(cuts, rollback_is_exact_at_any_moment, 0, backend_count());
+    tcase_add_loop_test(cuts, rollback_and_then_a_cut_inside_the_residual, 0, backend_count());
+    tcase_add_loop_test(cuts, exact_is_as_if_the_tokens_had_never_come, 0, backend_count());
     tcase_add_loop_test(cuts, speculation_never_loses_precision, 0, backend_count());
     tcase_add_loop_test(cuts, truncation_further_back_is_bounded, 0, backend_count());
     tcase_add_test(cuts, repeated_truncation_is_bounded);

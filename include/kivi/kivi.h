@@ -165,8 +165,9 @@ typedef struct kivi_config {
                                     4096. */
     uint32_t n_sink;             /* 0 (default): this many first tokens are kept in f16 for ever, and
                                     do not take part in their groups' ranges; at most 4096 */
-    uint32_t rollback;           /* 0 (default): truncating by up to this many tokens is exact at any
-                                    moment, not only inside the residual window; at most 4096 */
+    uint32_t rollback;           /* 0 (default): this many of the newest tokens can be taken back exactly
+                                    at any moment, not only inside the residual window: see
+                                    kivi_seq_truncate; at most 4096 */
 
     /* Room. */
     uint32_t max_sequences;  /* 64 (default): sequences alive at one time, at most 2^20 */
@@ -262,10 +263,13 @@ KIVI_API kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs,
                                       const uint32_t *parents, size_t n, kivi_error *error);
 
 /*
- * Keeps the first `n_tokens` of every layer (a shorter layer stays as it is). Exact, bit for bit as
- * if the dropped tokens had never come, if no more than `rollback` tokens go or the cut is inside the
- * residual window of the keys; further back, tokens that return to full precision come back
- * dequantized. docs/numerics.md has the bound.
+ * Keeps the first `n_tokens` of every layer (a shorter layer stays as it is). Exact if the cut is
+ * inside the residual of the keys, those that are not quantized yet, or no more than `rollback` tokens
+ * below the greatest length that the layer has had: attention, and the codes of later tokens, are bit
+ * for bit what they would be if the tokens that go had never come. (A file of kivi_seq_save may hold
+ * fewer rows to go back by than it would.) Further back, tokens that return to full precision come
+ * back dequantized; docs/numerics.md has the bound. After such a cut, and after kivi_seq_drop, the
+ * greatest length is counted anew, and only tokens appended since are taken back exactly.
  */
 KIVI_API kivi_status kivi_seq_truncate(kivi_cache *cache, kivi_seq seq, uint64_t n_tokens,
                                        kivi_error *error);

@@ -67,7 +67,7 @@ static uint64_t layer_bytes(const kivi_config *c, const struct kivi_layer_geomet
 kivi_status kivi_geometry_init(struct kivi_geometry *g, const kivi_config *c,
                                struct kivi_layer_geometry *layers, kivi_error *error)
 {
-    uint64_t page_bytes = 0, window_bytes, v_ring;
+    uint64_t page_bytes = 0, window_bytes;
     uint32_t i;
 
     g->n_layers = c->n_layers;
@@ -103,12 +103,10 @@ kivi_status kivi_geometry_init(struct kivi_geometry *g, const kivi_config *c,
             l->page_v_offset + (size_t)l->page_tokens / l->v.tokens * l->v.block_bytes;
     }
 
-    /* A value leaves the window residual_length tokens after it came, but a truncation inside the
-     * keys' residual brings back up to residual_length values before those. */
+    /* `rollback` tokens may be taken back exactly, and with a second cut the rest of the keys' residual,
+     * less than residual_length more: values are f16 from residual_length tokens before that cut on. */
     g->k_ring = (uint32_t)round_up((uint64_t)c->residual_length + c->rollback, c->group_size);
-    v_ring = (uint64_t)c->residual_length
-             + (c->rollback > c->residual_length ? c->rollback : c->residual_length);
-    g->v_ring = (uint32_t)v_ring;
+    g->v_ring = 2 * c->residual_length + c->rollback;
     g->window_sink_v = (size_t)c->n_sink * c->k_dim * 2;
     g->window_k = g->window_sink_v + (size_t)c->n_sink * c->v_dim * 2;
     g->window_v = g->window_k + (size_t)g->k_ring * c->k_dim * 2;

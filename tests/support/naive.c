@@ -23,7 +23,7 @@ static void set_windows(struct naive *n, const kivi_config *config)
     const uint64_t group = config->group_size;
 
     n->k_window = (residual + rollback + group - 1) / group * group;
-    n->v_window = residual + max_u64(rollback, residual);
+    n->v_window = 2 * residual + rollback;
 }
 
 /* Rows older than the windows are gone. */
