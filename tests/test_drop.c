@@ -1,12 +1,15 @@
 /* Dropping a range of tokens, with keys as they are and with keys turned back: docs/sequences.md. */
 #include <check.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/cache.h"
 #include "support/naive.h"
 #include "support/numbers.h"
+#include "support/random.h"
 #include "support/session.h"
 #include "support/suite.h"
 
@@ -137,6 +140,7 @@ START_TEST(what_cannot_be_dropped)
     ck_assert_int_eq(kivi_seq_drop(s.cache, a, 96, 64, NULL, &error), refused);
     ck_assert_int_eq(kivi_seq_drop(s.cache, a, 0, 64, NULL, &error), refused);
     ck_assert_int_eq(kivi_seq_drop(s.cache, a, 32, 256, NULL, &error), refused);
+    ck_assert_msg(strstr(error.message, "end is 256, above 236"), "%s", error.message);
     ck_assert_int_eq(kivi_seq_drop(s.cache, a, 32, UINT64_MAX - 31, NULL, &error), refused);
     ck_assert_int_eq(kivi_seq_drop(s.cache, 12345, 32, 64, NULL, &error), KIVI_ERROR_SEQUENCE);
     ck_assert_int_eq(kivi_seq_drop(NULL, a, 32, 64, NULL, &error), refused);
@@ -160,6 +164,125 @@ START_TEST(what_cannot_be_dropped)
     ck_assert_int_eq(kivi_seq_drop(s.cache, a, 32, 64, &bad, &error), refused);
     session_check_same(&s, a, &s, b, "after refusals");
     session_close(&s);
+}
+END_TEST
+
+/* `end` is at most the length less residual_length, whatever was dropped or cut before. */
+START_TEST(the_newest_tokens_stay)
+{
+    const uint64_t residual = 64;
+    struct session s;
+    kivi_config config;
+    struct rng rng = {11};
+    kivi_seq seq;
+    int i;
+
+    session_config(&config);
+    session_open(&s, &config, backend_name(_i));
+    seq = session_new(&s);
+    for (i = 0; i < 300; i++) {
+        uint64_t n, begin, end;
+
+        session_append(&s, seq, 1, rng_below(&rng, 100));
+        if (rng_one_in(&rng, 3))
+            ck_assert_int_eq(
+                kivi_seq_truncate(s.cache, seq, rng_below(&rng, session_length(&s, seq) + 1), NULL),
+                KIVI_OK);
+        n = session_length(&s, seq);
+        begin = rng_below(&rng, n / 32 + 1) * 32;
+        end = begin + 32 * rng_between(&rng, 1, 4);
+        ck_assert_int_eq(kivi_seq_drop(s.cache, seq, begin, end, NULL, NULL),
+                         end + residual <= n ? KIVI_OK : KIVI_ERROR_ARGUMENT);
+    }
+    session_close(&s);
+}
+END_TEST
+
+/* --------------------------------------------------------- other threads */
+
+/* Between the cache and its backend: at every read of a block, what other threads might do then. */
+static struct {
+    struct session *session;
+    const struct kivi_backend *backend;
+    kivi_seq busy, other;
+    int n, within;
+} meanwhile;
+
+static kivi_status read_and_look(void *context, void *host, const void *block, size_t offset,
+                                 size_t bytes, kivi_error *error)
+{
+    if (!meanwhile.within) {
+        struct session *s = meanwhile.session;
+
+        meanwhile.within = 1;
+        ck_assert_msg(pthread_mutex_trylock(&s->cache->lock) == 0, "the cache is locked");
+        pthread_mutex_unlock(&s->cache->lock);
+        if (meanwhile.n++ % 16 == 0) {
+            kivi_seq fork;
+            uint64_t n;
+
+            session_append(s, meanwhile.other, 2, 1);
+            ck_assert_int_eq(kivi_seq_truncate(s->cache, meanwhile.busy, 9, NULL), KIVI_ERROR_BUSY);
+            ck_assert_int_eq(kivi_seq_fork(s->cache, meanwhile.busy, &fork, NULL), KIVI_ERROR_BUSY);
+            ck_assert_int_eq(kivi_seq_destroy(s->cache, meanwhile.busy, NULL), KIVI_ERROR_BUSY);
+            ck_assert_int_eq(kivi_seq_length(s->cache, meanwhile.busy, 0, &n, NULL), KIVI_OK);
+            ck_assert_uint_eq(n, 400);
+            session_stats(s);
+        }
+        meanwhile.within = 0;
+    }
+    return meanwhile.backend->block_read(context, host, block, offset, bytes, error);
+}
+
+/* Other sequences are free while one is being dropped from or truncated; that one is busy. */
+START_TEST(others_work_meanwhile)
+{
+    struct session s, t;
+    struct kivi_backend watched;
+    kivi_config config;
+    kivi_seq a, b, alone;
+    int n;
+
+    drop_config(&config, 2);
+    session_open(&s, &config, backend_name(_i));
+    session_open(&t, &config, backend_name(_i));
+    watched = *s.cache->backend;
+    watched.block_read = read_and_look;
+    meanwhile.session = &s;
+    meanwhile.backend = s.cache->backend;
+    meanwhile.n = 0;
+    meanwhile.other = session_new(&s);
+    a = session_new(&s);
+    b = session_new(&s);
+    alone = session_new(&t);
+    session_append(&s, a, 1, 400);
+    session_append(&s, b, 1, 400);
+    session_append(&t, alone, 1, 400);
+    s.cache->backend = &watched;
+    meanwhile.busy = a;
+    ck_assert_int_eq(kivi_seq_drop(s.cache, a, 64, 128, &rope, NULL), KIVI_OK);
+    n = meanwhile.n;
+    meanwhile.busy = b;
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, b, 130, NULL), KIVI_OK);
+    s.cache->backend = meanwhile.backend;
+    ck_assert_int_gt(n, 0);
+    ck_assert_int_gt(meanwhile.n, n);
+    session_append(&s, a, 2, 1); /* no longer busy */
+    session_append(&s, b, 2, 1);
+
+    ck_assert_int_eq(kivi_seq_truncate(t.cache, alone, 130, NULL), KIVI_OK);
+    session_append(&t, alone, 2, 1);
+    session_check_same(&s, b, &t, alone, "truncated while others were at work");
+    ck_assert_int_eq(kivi_seq_truncate(t.cache, alone, 0, NULL), KIVI_OK);
+    session_append(&t, alone, 1, 400);
+    ck_assert_int_eq(kivi_seq_drop(t.cache, alone, 64, 128, &rope, NULL), KIVI_OK);
+    session_append(&t, alone, 2, 1);
+    session_check_same(&s, a, &t, alone, "dropped from while others were at work");
+    ck_assert_int_eq(kivi_seq_truncate(t.cache, alone, 0, NULL), KIVI_OK);
+    session_append(&t, alone, 2, session_length(&s, meanwhile.other));
+    session_check_same(&s, meanwhile.other, &t, alone, "written meanwhile");
+    session_close(&s);
+    session_close(&t);
 }
 END_TEST
 
@@ -250,9 +373,9 @@ static double stream_on(uint32_t bits, uint32_t n_sink, int turn_first, uint64_t
            n_sink, turn_first ? "first tokens" : "window",
            key_error(&s, seq, kept, kept + window - 64, 0, 0));
     while (dropped < rounds * step) {
-        ck_assert_int_eq(kivi_seq_drop(s.cache, seq, kept, kept + step,
-                                       turn_first ? &first_rope : &rope, NULL),
-                         KIVI_OK);
+        ck_assert_int_eq(
+            kivi_seq_drop(s.cache, seq, kept, kept + step, turn_first ? &first_rope : &rope, NULL),
+            KIVI_OK);
         dropped += step;
         append_rotary(&s, seq, kept + window + dropped - step, step,
                       kept + window - step + (turn_first ? dropped : 0));
@@ -339,6 +462,8 @@ int main(void)
     tcase_add_loop_test(drop, codes_move_as_they_are, 0, backend_count());
     tcase_add_loop_test(drop, pages_stay_shared, 0, backend_count());
     tcase_add_loop_test(drop, what_cannot_be_dropped, 0, backend_count());
+    tcase_add_loop_test(drop, the_newest_tokens_stay, 0, backend_count());
+    tcase_add_loop_test(drop, others_work_meanwhile, 0, backend_count());
     tcase_add_loop_test(drop, one_rotation, 0, backend_count());
     tcase_add_test(drop, rotation_is_within_its_bound);
     tcase_set_timeout(drop, 0);

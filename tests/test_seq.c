@@ -671,6 +671,70 @@ START_TEST(layers_of_different_lengths)
 }
 END_TEST
 
+/* Exact truncations take no memory at all, and work where there is none. */
+START_TEST(exact_truncation_needs_no_memory)
+{
+    const uint64_t cuts[] = {UINT64_MAX, 323, 320,
+                             0}; /* nothing, the rollback, the residual, all */
+    struct session s;
+    kivi_config config;
+    size_t i, calls;
+
+    session_config(&config);
+    config.rollback = 8;
+    session_open(&s, &config, backend_name(_i));
+    for (i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+        const kivi_seq a = session_new(&s), b = session_new(&s);
+
+        session_append(&s, a, 1, 331);
+        session_append(&s, b, 1, cuts[i] < 331 ? cuts[i] : 331);
+        calls = atomic_load(&s.memory.calls);
+        memory_fail(&s.memory, 1, 1);
+        ck_assert_int_eq(kivi_seq_truncate(s.cache, a, cuts[i], NULL), KIVI_OK);
+        memory_fail(&s.memory, 0, 0);
+        ck_assert_uint_eq(atomic_load(&s.memory.calls), calls);
+        session_check_same(&s, a, &s, b, "without memory");
+        ck_assert_int_eq(kivi_seq_destroy(s.cache, a, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_destroy(s.cache, b, NULL), KIVI_OK);
+    }
+    session_close(&s);
+}
+END_TEST
+
+/* A budget that is used up lets a sequence shrink, but not restore rows; that changes nothing. */
+START_TEST(truncation_under_a_full_budget)
+{
+    struct session s;
+    kivi_config config;
+    kivi_stats stats;
+    kivi_error error;
+    kivi_seq a, copy;
+
+    session_config(&config);
+    session_open(&s, &config, backend_name(_i));
+    session_append(&s, session_new(&s), 1, 300);
+    stats = session_stats(&s);
+    config.memory_budget =
+        stats.code_bytes + stats.scale_bytes + stats.window_bytes + stats.unused_bytes;
+    session_close(&s);
+
+    session_open(&s, &config, backend_name(_i));
+    a = session_new(&s);
+    session_append(&s, a, 1, 300);
+    copy = session_fork(&s, a);
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, a, 200, &error), KIVI_ERROR_CAPACITY);
+    session_check_same(&s, a, &s, copy, "not truncated");
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, a, 300, &error), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, a, 260, &error), KIVI_OK);
+    stats = session_stats(&s);
+    ck_assert_uint_eq(stats.shared_bytes, config.memory_budget); /* still all with the fork */
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, a, 0, &error), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, copy, 0, &error), KIVI_OK);
+    session_append(&s, a, 1, 300);
+    session_close(&s);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("seq");
@@ -691,6 +755,8 @@ int main(void)
     tcase_add_test(cuts, repeated_truncation_is_bounded);
     tcase_add_loop_test(cuts, what_is_not_quantized_stays_exact, 0, backend_count());
     tcase_add_loop_test(cuts, layers_of_different_lengths, 0, backend_count());
+    tcase_add_loop_test(cuts, exact_truncation_needs_no_memory, 0, backend_count());
+    tcase_add_loop_test(cuts, truncation_under_a_full_budget, 0, backend_count());
     tcase_set_timeout(forks, 0);
     tcase_set_timeout(orders, 0);
     tcase_set_timeout(cuts, 0);

@@ -270,6 +270,10 @@ KIVI_API kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs,
  * fewer rows to go back by than it would.) Further back, tokens that return to full precision come
  * back dequantized; docs/numerics.md has the bound. After such a cut, and after kivi_seq_drop, the
  * greatest length is counted anew, and only tokens appended since are taken back exactly.
+ *
+ * Memory: none where nothing comes back dequantized, so that an exact cut, or one to 0 tokens, cannot
+ * fail for want of it. Else at most a window for every layer, which stands beside the old one until all
+ * are done. Other sequences can be used meanwhile.
  */
 KIVI_API kivi_status kivi_seq_truncate(kivi_cache *cache, kivi_seq seq, uint64_t n_tokens,
                                        kivi_error *error);
@@ -287,10 +291,15 @@ typedef struct kivi_rope {
 /*
  * Drops tokens [begin, end) of every layer; later tokens move down by end - begin (StreamingLLM:
  * keep the sinks and a recent window). begin and end are multiples of group_size, begin >= n_sink,
- * end within the packed tokens of every layer. NULL: keys stay as they are and positions are the
- * host's business. With `rope` the keys on one side of the gap are rotated, which closes it: f16 rows
- * stay f16, quantized keys are dequantized, rotated and quantized again. docs/sequences.md has the
- * measured error, which grows with every rotation: `turn_first` with begin == n_sink has next to none.
+ * end <= length - residual_length of every layer; begin == end drops nothing. NULL: keys stay as they
+ * are and positions are the host's business. With `rope` the keys on one side of the gap are rotated,
+ * which closes it: f16 rows stay f16, quantized keys are dequantized, rotated and quantized again.
+ * docs/sequences.md has the measured error, which grows with every rotation: `turn_first` with
+ * begin == n_sink has next to none.
+ *
+ * Memory: for every layer at most a window and as many pages as it will have, which stand beside the
+ * old ones until all are done. Pages before the gap stay where they are, and those behind it if a whole
+ * number of pages goes, unless their keys turn. Other sequences can be used meanwhile.
  */
 KIVI_API kivi_status kivi_seq_drop(kivi_cache *cache, kivi_seq seq, uint64_t begin, uint64_t end,
                                    const kivi_rope *rope, kivi_error *error);

@@ -104,7 +104,7 @@ void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *lay
 uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
                                const struct kivi_layer *layer);
 
-/* A new window in place of the layer's: a copy of it, which no one else sees. */
+/* A window, undefined, for a layer that has none. */
 kivi_status kivi_layer_new_window(kivi_cache *cache, struct kivi_layer *layer, kivi_error *error);
 
 /* Appends a page, undefined or shared with another layer. */

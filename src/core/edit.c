@@ -1,17 +1,21 @@
 /*
- * Truncating a sequence, and dropping a range of it. Either builds new layers beside the old ones,
- * which share what did not change, and replaces them once nothing can fail any more.
+ * Truncating a sequence, and dropping a range of it. What takes memory or time is prepared beside the old
+ * layers, without the cache's lock, while others find the sequence busy; it takes their place once nothing can
+ * fail any more.
  */
 #include <math.h>
-#include <string.h>
 
 #include "../cpu/scalar.h"
 #include "cache.h"
 #include "half.h"
+#include "registry.h"
 
 /* What the functions below work on: one layer, old and new, and room on the host. */
 struct edit {
     kivi_cache *cache;
+    const struct kivi_kernels *kernels; /* for the host */
+    struct kivi_sequence *sequence;
+    struct kivi_sequence *prepared; /* the new layers; truncation: only windows, of some */
     uint32_t index;
     const struct kivi_layer *old;
     struct kivi_layer *fresh;
@@ -20,6 +24,7 @@ struct edit {
     uint16_t *rows;      /* and in f16 */
     uint64_t begin, end; /* of what is dropped; truncation: what is kept, UINT64_MAX */
     const kivi_rope *rope;
+    float *turn; /* by the dropped positions: cosines [n_rot / 2], sines [n_rot / 2] */
 };
 
 static const struct kivi_layer_geometry *layer_geometry(const struct edit *e)
@@ -45,17 +50,32 @@ static kivi_status copy_block(const struct edit *e, void *to, const void *from, 
     return e->cache->backend->block_copy(e->cache->context, to, from, bytes, error);
 }
 
-/* f32 to f16 within range: a dequantized group may end one rounding above the largest f16. */
-static void narrow(uint16_t *to, const float *from, size_t n)
+/* A window for the new layer, equal to the old one's. */
+static kivi_status copy_window(const struct edit *e, kivi_error *error)
+{
+    kivi_status status;
+
+    kivi_lock_take(&e->cache->lock);
+    status = kivi_layer_new_window(e->cache, e->fresh, error);
+    kivi_lock_release(&e->cache->lock);
+    if (status != KIVI_OK)
+        return status;
+    return copy_block(e, e->fresh->window->memory, e->old->window->memory,
+                      e->cache->geometry.window_bytes, error);
+}
+
+/* e->rows become the first n of e->numbers, within f16's range: a dequantized group may end one rounding
+ * above the largest. */
+static void narrow(const struct edit *e, size_t n)
 {
     size_t i;
 
     for (i = 0; i < n; i++) {
-        const float x = from[i] > KIVI_F16_MAX    ? KIVI_F16_MAX
-                        : from[i] < -KIVI_F16_MAX ? -KIVI_F16_MAX
-                                                  : from[i];
-        to[i] = kivi_f16_from_f32(x);
+        const float x = e->numbers[i] < KIVI_F16_MAX ? e->numbers[i] : KIVI_F16_MAX;
+
+        e->numbers[i] = x > -KIVI_F16_MAX ? x : -KIVI_F16_MAX;
     }
+    e->kernels->to_f16[KIVI_F32](e->rows, e->numbers, n);
 }
 
 /* -------------------------------------------------------------- truncation */
@@ -84,7 +104,7 @@ static kivi_status restore(const struct edit *e, uint32_t head, uint64_t begin, 
         if (status != KIVI_OK)
             return status;
         (is_key ? kivi_dequantize_k : kivi_dequantize_v)(layout, e->block, first, left, e->numbers);
-        narrow(e->rows, e->numbers, (size_t)left * layout->dim);
+        narrow(e, (size_t)left * layout->dim);
         for (i = 0; i < left && status == KIVI_OK; i++, t++) {
             void *row = is_key ? kivi_window_key(g, window, head, t)
                                : kivi_window_value(g, window, head, t);
@@ -104,35 +124,77 @@ static kivi_status restore(const struct edit *e, uint32_t head, uint64_t begin, 
     return KIVI_OK;
 }
 
-static kivi_status truncate_layer(const struct edit *e, kivi_error *error)
+/* What the layer is with its first n tokens alone: its pages and window are those it has. */
+static struct kivi_layer first_tokens(const struct kivi_geometry *g, const struct kivi_layer *layer,
+                                      uint64_t n)
+{
+    struct kivi_layer left = *layer;
+
+    if (n >= layer->span.n)
+        return left;
+    left.span.n = n;
+    if (left.k_base > n)
+        left.k_base = 0;
+    left.span.k_packed = kivi_keys_packed(g, n, left.k_base);
+    left.span.v_packed = kivi_values_packed(g, n);
+    left.k_low = min_u64(left.k_low, left.span.k_packed);
+    left.v_low = min_u64(left.v_low, left.span.v_packed);
+    return left;
+}
+
+/* Whether rows of what is left have to come back from codes: those of keys [left.k_low, layer->k_low), and
+ * likewise values. */
+static int needs_codes(const struct edit *e, const struct kivi_layer *layer)
+{
+    const struct kivi_layer left = first_tokens(&e->cache->geometry, layer, e->begin);
+
+    return left.k_low < min_u64(layer->k_low, left.span.n)
+           || left.v_low < min_u64(layer->v_low, left.span.n);
+}
+
+/* Prepares a window with the rows that come back, if any do. */
+static kivi_status restore_window(const struct edit *e, kivi_error *error)
 {
     const struct kivi_geometry *g = &e->cache->geometry;
-    struct kivi_layer *fresh = e->fresh;
+    const struct kivi_layer left = first_tokens(g, e->old, e->begin);
+    const uint64_t k_end = min_u64(e->old->k_low, left.span.n);
+    const uint64_t v_end = min_u64(e->old->v_low, left.span.n);
+    kivi_status status;
     uint32_t head;
-    kivi_status status = kivi_layer_share(e->cache, fresh, e->old, error);
 
-    if (status != KIVI_OK || fresh->span.n <= e->begin)
-        return status;
-    fresh->span.n = e->begin;
-    if (fresh->k_base > e->begin)
-        fresh->k_base = 0;
-    fresh->span.k_packed = kivi_keys_packed(g, e->begin, fresh->k_base);
-    fresh->span.v_packed = kivi_values_packed(g, e->begin);
-    fresh->k_low = min_u64(fresh->k_low, fresh->span.k_packed);
-    fresh->v_low = min_u64(fresh->v_low, fresh->span.v_packed);
-    if (fresh->k_low < e->old->k_low || fresh->v_low < e->old->v_low)
-        status = kivi_layer_new_window(e->cache, fresh, error);
+    if (!needs_codes(e, e->old))
+        return KIVI_OK;
+    status = copy_window(e, error);
     for (head = 0; head < g->n_kv_heads && status == KIVI_OK; head++) {
-        status = restore(e, head, fresh->k_low, min_u64(e->old->k_low, e->begin), 1, error);
+        status = restore(e, head, left.k_low, k_end, 1, error);
         if (status == KIVI_OK)
-            status = restore(e, head, fresh->v_low, min_u64(e->old->v_low, e->begin), 0, error);
+            status = restore(e, head, left.v_low, v_end, 0, error);
     }
-    if (status == KIVI_OK)
-        kivi_layer_shrink(e->cache, e->index, fresh);
     return status;
 }
 
+/* Layer i becomes what is left of it, with the window that was prepared, if any, in exchange for its own. */
+static void cut_layer(struct edit *e, uint32_t i)
+{
+    struct kivi_layer *layer = &e->sequence->layers[i];
+    struct kivi_layer left = first_tokens(&e->cache->geometry, layer, e->begin);
+
+    if (e->prepared && e->prepared->layers[i].window) {
+        left.window = e->prepared->layers[i].window;
+        e->prepared->layers[i].window = layer->window;
+    }
+    e->cache->layer_tokens[i] -= layer->span.n - left.span.n;
+    *layer = left;
+    kivi_layer_shrink(e->cache, i, layer);
+}
+
 /* ---------------------------------------------------------------- dropping */
+
+/* Where token t of the new layer was. */
+static uint64_t old_position(const struct edit *e, uint64_t t)
+{
+    return t < e->begin ? t : t + (e->end - e->begin);
+}
 
 /* Whether the key of token `t` of the new layer turns. */
 static int turns(const struct edit *e, uint64_t t)
@@ -140,45 +202,55 @@ static int turns(const struct edit *e, uint64_t t)
     return e->rope && (e->rope->turn_first ? t < e->begin : t >= e->begin);
 }
 
-/* Turns n rows of keys by the dropped positions: forward before the gap, back after it. */
-static void rotate(const struct edit *e, float *rows, uint32_t n, uint32_t dim)
+static void find_turn(const struct edit *e)
 {
-    const kivi_rope *rope = e->rope;
-    const uint32_t half = rope->n_rot / 2;
     const double dropped = (double)(e->end - e->begin);
-    const double distance = rope->turn_first ? dropped : -dropped;
-    uint32_t i, t;
+    const double distance = e->rope->turn_first ? dropped : -dropped;
+    const uint32_t half = e->rope->n_rot / 2;
+    uint32_t i;
 
     for (i = 0; i < half; i++) {
-        const double angle = distance * (double)rope->frequencies[i];
-        const float c = (float)cos(angle), s = (float)sin(angle);
-        const uint32_t a = rope->interleaved ? 2 * i : i, b = rope->interleaved ? a + 1 : i + half;
+        const double angle = distance * (double)e->rope->frequencies[i];
 
-        for (t = 0; t < n; t++) {
-            float *row = rows + (size_t)t * dim;
-            const float x = row[a], y = row[b];
+        e->turn[i] = (float)cos(angle);
+        e->turn[half + i] = (float)sin(angle);
+    }
+}
 
-            row[a] = x * c - y * s;
-            row[b] = x * s + y * c;
+/* Turns n rows of keys by the dropped positions: forward before the gap, back after it. */
+static void rotate(const struct edit *e, uint32_t n, uint32_t dim)
+{
+    const uint32_t half = e->rope->n_rot / 2;
+    const uint32_t step = e->rope->interleaved ? 2 : 1, apart = e->rope->interleaved ? 1 : half;
+    const float *c = e->turn, *s = e->turn + half;
+    uint32_t i, t;
+
+    for (t = 0; t < n; t++) {
+        float *a = e->numbers + (size_t)t * dim, *b = a + apart;
+
+        for (i = 0; i < half; i++) {
+            const float x = a[step * i], y = b[step * i];
+
+            a[step * i] = x * c[i] - y * s[i];
+            b[step * i] = x * s[i] + y * c[i];
         }
     }
 }
 
 /* One key block, turned: dequantized, rotated, quantized again, without its first `skip` tokens. */
-static kivi_status move_rotated(const struct edit *e, void *to, const void *from, uint32_t skip,
-                                kivi_error *error)
+static kivi_status move_rotated(const struct edit *e, const struct kivi_layout *l, void *to,
+                                const void *from, uint32_t skip, kivi_error *error)
 {
-    const struct kivi_layout *l = &layer_geometry(e)->k;
     const kivi_status status = read_block(e, from, l->block_bytes, e->block, error);
 
     if (status != KIVI_OK)
         return status;
     kivi_dequantize_k(l, e->block, 0, l->tokens, e->numbers);
-    rotate(e, e->numbers, l->tokens, l->dim);
-    narrow(e->rows, e->numbers, (size_t)l->tokens * l->dim);
+    rotate(e, l->tokens, l->dim);
+    narrow(e, (size_t)l->tokens * l->dim);
     if (l->bits == 16)
         return write_block(e, to, l->block_bytes, e->rows, error);
-    kivi_quantize_k_scalar(l, e->rows, l->dim, skip, e->block);
+    e->kernels->quantize_k(l, e->rows, l->dim, skip, e->block);
     return write_block(e, to, l->block_bytes, e->block, error);
 }
 
@@ -188,7 +260,6 @@ static kivi_status fill_page(const struct edit *e, uint32_t index, kivi_error *e
     const struct kivi_geometry *g = &e->cache->geometry;
     const struct kivi_layer_geometry *l = layer_geometry(e);
     const uint64_t begin = (uint64_t)index * l->page_tokens, end = begin + l->page_tokens;
-    const uint64_t dropped = e->end - e->begin;
     void *page = e->fresh->pages[index];
     uint32_t head;
     uint64_t t;
@@ -197,44 +268,24 @@ static kivi_status fill_page(const struct edit *e, uint32_t index, kivi_error *e
     for (head = 0; head < g->n_kv_heads && status == KIVI_OK; head++) {
         for (t = begin; t < min_u64(end, e->fresh->span.k_packed) && status == KIVI_OK;
              t += l->k.tokens) {
-            const uint64_t from = t < e->begin ? t : t + dropped;
+            const uint64_t was = old_position(e, t);
+            const void *from = kivi_page_keys(l, e->old->pages[was / l->page_tokens], head, was);
             void *to = kivi_page_keys(l, page, head, t);
-            const void *source =
-                kivi_page_keys(l, e->old->pages[from / l->page_tokens], head, from);
-
             const uint64_t sinks = g->n_sink > t ? min_u64(g->n_sink - t, l->k.tokens) : 0;
 
-            status = turns(e, t) ? move_rotated(e, to, source, (uint32_t)sinks, error)
-                                 : copy_block(e, to, source, l->k.block_bytes, error);
+            status = turns(e, t) ? move_rotated(e, &l->k, to, from, (uint32_t)sinks, error)
+                                 : copy_block(e, to, from, l->k.block_bytes, error);
         }
         for (t = begin; t < min_u64(end, e->fresh->span.v_packed) && status == KIVI_OK;
              t += l->v.tokens) {
-            const uint64_t from = t < e->begin ? t : t + dropped;
+            const uint64_t was = old_position(e, t);
+            const void *from = kivi_page_values(l, e->old->pages[was / l->page_tokens], head, was);
 
             status =
-                copy_block(e, kivi_page_values(l, page, head, t),
-                           kivi_page_values(l, e->old->pages[from / l->page_tokens], head, from),
-                           l->v.block_bytes, error);
+                copy_block(e, kivi_page_values(l, page, head, t), from, l->v.block_bytes, error);
         }
     }
     return status;
-}
-
-/* One f16 row of keys, turned. */
-static kivi_status move_row_rotated(const struct edit *e, void *to, const void *from,
-                                    kivi_error *error)
-{
-    const uint32_t dim = e->cache->geometry.k_dim;
-    const kivi_status status = read_block(e, from, dim * 2, e->rows, error);
-    uint32_t c;
-
-    if (status != KIVI_OK)
-        return status;
-    for (c = 0; c < dim; c++)
-        e->numbers[c] = kivi_f32_from_f16(e->rows[c]);
-    rotate(e, e->numbers, 1, dim);
-    narrow(e->rows, e->numbers, dim);
-    return write_block(e, to, dim * 2, e->rows, error);
 }
 
 /* The rows that stay in the rings of one head move to the slots of their new positions. */
@@ -242,19 +293,20 @@ static kivi_status move_rows(const struct edit *e, uint32_t head, kivi_error *er
 {
     const struct kivi_geometry *g = &e->cache->geometry;
     const uint64_t dropped = e->end - e->begin;
+    const struct kivi_layout a_row = kivi_layout_keys(16, g->k_dim, 1);
     void *from = e->old->window->memory, *to = e->fresh->window->memory;
     kivi_status status = KIVI_OK;
     uint64_t t;
 
     for (t = 0; t < g->n_sink && turns(e, t) && status == KIVI_OK; t++)
-        status = move_row_rotated(e, kivi_sink_key(g, to, head, t), kivi_sink_key(g, from, head, t),
-                                  error);
+        status = move_rotated(e, &a_row, kivi_sink_key(g, to, head, t),
+                              kivi_sink_key(g, from, head, t), 0, error);
     for (t = e->fresh->k_low; t < e->fresh->span.n && status == KIVI_OK; t++) {
-        const uint16_t *row = kivi_window_key(g, from, head, t + dropped);
+        const void *row = kivi_window_key(g, from, head, t + dropped);
+        void *slot = kivi_window_key(g, to, head, t);
 
-        status = turns(e, t)
-                     ? move_row_rotated(e, kivi_window_key(g, to, head, t), row, error)
-                     : copy_block(e, kivi_window_key(g, to, head, t), row, g->k_dim * 2, error);
+        status = turns(e, t) ? move_rotated(e, &a_row, slot, row, 0, error)
+                             : copy_block(e, slot, row, a_row.block_bytes, error);
     }
     for (t = e->fresh->v_low; t < e->fresh->span.n && status == KIVI_OK; t++)
         status = copy_block(e, kivi_window_value(g, to, head, t),
@@ -266,19 +318,36 @@ static kivi_status move_rows(const struct edit *e, uint32_t head, kivi_error *er
 static struct kivi_block *same_page(const struct edit *e, uint32_t index)
 {
     const uint32_t page_tokens = layer_geometry(e)->page_tokens;
-    const uint64_t begin = (uint64_t)index * page_tokens, end = begin + page_tokens;
-    const uint64_t dropped = e->end - e->begin;
+    const uint64_t begin = (uint64_t)index * page_tokens, last = begin + page_tokens - 1;
+    const uint64_t was = old_position(e, begin);
 
-    if (turns(e, begin) || turns(e, end - 1))
+    if (turns(e, begin) || turns(e, last) || was % page_tokens
+        || old_position(e, last) - was != last - begin)
         return NULL;
-    if (end <= e->begin)
-        return e->old->blocks[index];
-    if (begin >= e->begin && dropped % page_tokens == 0)
-        return e->old->blocks[index + dropped / page_tokens];
-    return NULL;
+    return e->old->blocks[was / page_tokens];
 }
 
-static kivi_status drop_layer(const struct edit *e, kivi_error *error)
+/* Whether every layer keeps its newest tokens, of which values or keys are not packed. */
+static kivi_status check_end(const struct edit *e, kivi_error *error)
+{
+    const struct kivi_geometry *g = &e->cache->geometry;
+    uint32_t i;
+
+    for (i = 0; i < g->n_layers; i++) {
+        const struct kivi_span *span = &e->sequence->layers[i].span;
+
+        if (e->end > span->v_packed) /* which is at most k_packed */
+            return kivi_fail(error, KIVI_ERROR_ARGUMENT,
+                             "end is %llu, above %llu: layer %u has %llu tokens, and the newest "
+                             "residual_length %u stay",
+                             (unsigned long long)e->end, (unsigned long long)span->v_packed, i,
+                             (unsigned long long)span->n, g->residual_length);
+    }
+    return KIVI_OK;
+}
+
+/* Prepares the layer without the dropped tokens. */
+static kivi_status drop_tokens(const struct edit *e, kivi_error *error)
 {
     const struct kivi_geometry *g = &e->cache->geometry;
     const struct kivi_layer *old = e->old;
@@ -288,93 +357,120 @@ static kivi_status drop_layer(const struct edit *e, kivi_error *error)
     kivi_status status = KIVI_OK;
     uint32_t head;
 
-    if (e->end > old->span.v_packed || e->end > old->span.k_packed)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "end is %llu, layer %u has %llu packed tokens",
-                         (unsigned long long)e->end, e->index,
-                         (unsigned long long)old->span.v_packed);
     fresh->span.n = old->span.n - dropped;
     fresh->span.k_packed = old->span.k_packed - dropped;
     fresh->span.v_packed = old->span.v_packed - dropped;
     fresh->k_base = fresh->span.k_packed % g->residual_length;
-    fresh->k_low = (old->k_low > e->end ? old->k_low : e->end) - dropped;
-    fresh->v_low = (old->v_low > e->end ? old->v_low : e->end) - dropped;
+    fresh->k_low = max_u64(old->k_low, e->end) - dropped;
+    fresh->v_low = max_u64(old->v_low, e->end) - dropped;
 
     while ((uint64_t)fresh->n_pages * page_tokens < fresh->span.k_packed && status == KIVI_OK) {
         struct kivi_block *same = same_page(e, fresh->n_pages);
 
+        kivi_lock_take(&e->cache->lock);
         status = kivi_layer_add_page(e->cache, fresh, same, error);
+        kivi_lock_release(&e->cache->lock);
         if (status == KIVI_OK && !same)
             status = fill_page(e, fresh->n_pages - 1, error);
     }
-    fresh->window = old->window; /* for its sinks; then a copy with the rows in their new slots */
-    fresh->window->references++;
     if (status == KIVI_OK)
-        status = kivi_layer_new_window(e->cache, fresh, error);
+        status = copy_window(e, error); /* its sinks; other rows move to their new slots */
     for (head = 0; head < g->n_kv_heads && status == KIVI_OK; head++)
         status = move_rows(e, head, error);
     return status;
 }
 
-/* ------------------------------------------------------------------- both */
-
-/* Host memory for a block of any layer, in one piece: [f32 rows][f16 rows][packed block]; four bytes
- * a number hold codes of 8 or 16 bits, with the scales of the smallest dimension too. */
-static size_t scratch_bytes(const kivi_cache *cache)
+/* Layer i and the one that was prepared change places. */
+static void replace_layer(struct edit *e, uint32_t i)
 {
-    const struct kivi_geometry *g = &cache->geometry;
-    const size_t dim = g->k_dim > g->v_dim ? g->k_dim : g->v_dim;
+    const struct kivi_layer old = e->sequence->layers[i];
 
-    return (size_t)g->group_size * dim * (4 + 2 + 4);
+    e->cache->layer_tokens[i] -= e->end - e->begin;
+    e->sequence->layers[i] = e->prepared->layers[i];
+    e->prepared->layers[i] = old;
 }
 
-static kivi_status edit_sequence(struct edit *e, struct kivi_sequence *sequence,
-                                 kivi_status (*edit_layer)(const struct edit *, kivi_error *),
-                                 kivi_error *error)
+/* ------------------------------------------------------------------- both */
+
+/* Host memory for a block of any layer, in one piece: [f32 rows][f16 rows][packed block][turn]; four
+ * bytes a number hold codes of 8 or 16 bits, with the scales of the smallest dimension too. */
+static size_t scratch_bytes(const struct kivi_geometry *g, size_t numbers)
+{
+    return numbers * (4 + 2 + 4) + g->k_dim * sizeof(float);
+}
+
+/* Finds the sequence, which must be idle; with the lock held. */
+static kivi_status find_idle(struct edit *e, kivi_seq seq, kivi_error *error)
+{
+    e->sequence = kivi_sequence_find(e->cache, seq, error);
+    return e->sequence ? kivi_sequence_idle(e->cache, e->sequence, 1, error) : error->status;
+}
+
+static void mark_writing(const struct edit *e, int begin)
+{
+    uint32_t i;
+
+    for (i = 0; i < e->cache->geometry.n_layers; i++)
+        e->sequence->layers[i].writers += begin ? 1u : -1u;
+}
+
+/* Prepares new layers, one after the other. The lock is held before and after, but not meanwhile: the
+ * caller frees e->prepared then, whatever the status and whatever it has left in it. */
+static kivi_status prepare(struct edit *e,
+                           kivi_status (*prepare_layer)(const struct edit *, kivi_error *),
+                           kivi_error *error)
 {
     kivi_cache *cache = e->cache;
     const struct kivi_geometry *g = &cache->geometry;
-    const size_t dim = g->k_dim > g->v_dim ? g->k_dim : g->v_dim;
-    const size_t layers_bytes = g->n_layers * sizeof(struct kivi_layer);
-    struct kivi_layer *fresh = kivi_heap_alloc(&cache->heap, layers_bytes, 1);
+    const size_t numbers = (size_t)g->group_size * max_u64(g->k_dim, g->v_dim);
     kivi_status status = KIVI_OK;
     uint32_t i;
 
-    e->numbers = kivi_heap_alloc(&cache->heap, scratch_bytes(cache), 0);
-    if (!fresh || !e->numbers) {
+    mark_writing(e, 1);
+    kivi_lock_release(&cache->lock);
+    e->kernels = kivi_host_kernels(cache->backend);
+    e->prepared = kivi_sequence_new(cache, error);
+    e->numbers = kivi_heap_alloc(&cache->heap, scratch_bytes(g, numbers), 0);
+    if (!e->prepared || !e->numbers) {
         status = kivi_fail(error, KIVI_ERROR_MEMORY, "no memory to edit a sequence");
     } else {
-        e->rows = (uint16_t *)(void *)(e->numbers + g->group_size * dim);
-        e->block = e->rows + g->group_size * dim;
+        e->rows = (uint16_t *)(void *)(e->numbers + numbers);
+        e->block = e->rows + numbers;
+        e->turn = (float *)e->block + numbers;
+        if (e->rope)
+            find_turn(e);
     }
     for (i = 0; i < g->n_layers && status == KIVI_OK; i++) {
         e->index = i;
-        e->old = &sequence->layers[i];
-        e->fresh = &fresh[i];
-        status = edit_layer(e, error);
+        e->old = &e->sequence->layers[i];
+        e->fresh = &e->prepared->layers[i];
+        status = prepare_layer(e, error);
     }
-    if (status == KIVI_OK)
-        kivi_sequence_replace(cache, sequence, fresh);
-    for (i = 0; fresh && status != KIVI_OK && i < g->n_layers; i++)
-        kivi_layer_clear(cache, i, &fresh[i]);
-    kivi_heap_free(&cache->heap, fresh, layers_bytes);
-    kivi_heap_free(&cache->heap, e->numbers, scratch_bytes(cache));
+    kivi_heap_free(&cache->heap, e->numbers, scratch_bytes(g, numbers));
+    kivi_lock_take(&cache->lock);
+    mark_writing(e, 0);
     return status;
 }
 
 kivi_status kivi_seq_truncate(kivi_cache *cache, kivi_seq seq, uint64_t n_tokens, kivi_error *error)
 {
     struct edit e = {.cache = cache, .begin = n_tokens, .end = UINT64_MAX};
-    struct kivi_sequence *sequence;
     kivi_status status;
+    int restores = 0;
+    uint32_t i;
     KIVI_DETAIL(error);
 
     if (!cache)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "cache is NULL");
     kivi_lock_take(&cache->lock);
-    sequence = kivi_sequence_find(cache, seq, error);
-    status = sequence ? kivi_sequence_idle(cache, sequence, 1, error) : error->status;
-    if (status == KIVI_OK)
-        status = edit_sequence(&e, sequence, truncate_layer, error);
+    status = find_idle(&e, seq, error);
+    for (i = 0; status == KIVI_OK && i < cache->geometry.n_layers; i++)
+        restores |= needs_codes(&e, &e.sequence->layers[i]);
+    if (restores)
+        status = prepare(&e, restore_window, error);
+    for (i = 0; status == KIVI_OK && i < cache->geometry.n_layers; i++)
+        cut_layer(&e, i);
+    kivi_sequence_free(cache, e.prepared);
     kivi_lock_release(&cache->lock);
     return status == KIVI_OK ? kivi_succeed(error) : status;
 }
@@ -406,8 +502,8 @@ kivi_status kivi_seq_drop(kivi_cache *cache, kivi_seq seq, uint64_t begin, uint6
                           const kivi_rope *rope, kivi_error *error)
 {
     struct edit e = {.cache = cache, .begin = begin, .end = end, .rope = rope};
-    struct kivi_sequence *sequence;
     kivi_status status;
+    uint32_t i;
     KIVI_DETAIL(error);
 
     if (!cache)
@@ -424,10 +520,14 @@ kivi_status kivi_seq_drop(kivi_cache *cache, kivi_seq seq, uint64_t begin, uint6
     if (status != KIVI_OK)
         return status;
     kivi_lock_take(&cache->lock);
-    sequence = kivi_sequence_find(cache, seq, error);
-    status = sequence ? kivi_sequence_idle(cache, sequence, 1, error) : error->status;
+    status = find_idle(&e, seq, error);
     if (status == KIVI_OK && begin < end)
-        status = edit_sequence(&e, sequence, drop_layer, error);
+        status = check_end(&e, error);
+    if (status == KIVI_OK && begin < end)
+        status = prepare(&e, drop_tokens, error);
+    for (i = 0; status == KIVI_OK && begin < end && i < cache->geometry.n_layers; i++)
+        replace_layer(&e, i);
+    kivi_sequence_free(cache, e.prepared);
     kivi_lock_release(&cache->lock);
     return status == KIVI_OK ? kivi_succeed(error) : status;
 }

@@ -134,22 +134,8 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
 
 kivi_status kivi_layer_new_window(kivi_cache *cache, struct kivi_layer *layer, kivi_error *error)
 {
-    struct kivi_block *window = take(cache, &cache->window_pool, error);
-    kivi_status status;
-
-    if (!window)
-        return error->status;
-    if (layer->window) {
-        status = cache->backend->block_copy(cache->context, window->memory, layer->window->memory,
-                                            cache->geometry.window_bytes, error);
-        if (status != KIVI_OK) {
-            kivi_pool_drop(&cache->window_pool, window);
-            return status;
-        }
-        kivi_pool_drop(&cache->window_pool, layer->window);
-    }
-    layer->window = window;
-    return KIVI_OK;
+    layer->window = take(cache, &cache->window_pool, error);
+    return layer->window ? KIVI_OK : error->status;
 }
 
 kivi_status kivi_layer_add_page(kivi_cache *cache, struct kivi_layer *layer,
