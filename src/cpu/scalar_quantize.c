@@ -4,6 +4,8 @@
 #include "quantize.h"
 #include "scalar.h"
 
+#define MAX_DIM 512
+
 static uint32_t read_code(const uint32_t *codes, size_t word, uint32_t shift, uint32_t bits)
 {
     return codes[word] >> shift & ((1u << bits) - 1u);
@@ -90,18 +92,26 @@ static void widen(const struct kivi_layout *l, const void *block, uint32_t first
 void kivi_dequantize_k(const struct kivi_layout *l, const void *block, uint32_t first,
                        uint32_t count, float *rows)
 {
-    const uint16_t *scales = kivi_scales_const(l, block), *minima = kivi_minima_const(l, block);
-    uint32_t t, c, shift;
+    const uint32_t fields = ((1u << l->bits) - 1u) * 0x01010101u; /* a code in each byte */
+    float scales[MAX_DIM], minima[MAX_DIM];
+    uint32_t t, c, i, shift;
 
     if (l->bits == 16) {
         widen(l, block, first, count, rows);
         return;
     }
-    for (t = first; t < first + count; t++) {
-        for (c = 0; c < l->dim; c++) {
+    for (c = 0; c < l->dim; c++) {
+        scales[c] = kivi_f32_from_f16(kivi_scales_const(l, block)[c]);
+        minima[c] = kivi_f32_from_f16(kivi_minima_const(l, block)[c]);
+    }
+    for (t = first; t < first + count; t++, rows += l->dim) {
+        for (c = 0; c < l->dim; c += 4) { /* a multiple of 8 */
             const size_t word = kivi_key_word(l, t, c, &shift);
-            const float code = (float)read_code(block, word, shift, l->bits);
-            *rows++ = code * kivi_f32_from_f16(scales[c]) + kivi_f32_from_f16(minima[c]);
+            const uint32_t four = ((const uint32_t *)block)[word] >> shift & fields;
+
+            for (i = 0; i < 4; i++)
+                rows[c + i] =
+                    (float)(int32_t)(four >> 8 * i & 0xffu) * scales[c + i] + minima[c + i];
         }
     }
 }
