@@ -87,7 +87,7 @@ if [ "$(uname -m)" = x86_64 ]; then
 fi
 # Valgrind knows AVX2 but not AVX-512.
 start valgrind "valgrind -q --error-exitcode=99 --leak-check=full \
-    --errors-for-leak-kinds=definite,indirect" api seq save
+    --errors-for-leak-kinds=definite,indirect" api seq truncate save
 for i in "${!names[@]}"; do
     name=${names[i]}
     wait "${running[i]}"
