@@ -59,12 +59,6 @@ static void release(kivi_cache *cache)
     kivi_heap_free(&heap, cache, sizeof *cache);
 }
 
-static void init_pool(kivi_cache *cache, struct kivi_pool *pool, size_t block_bytes)
-{
-    pool->source = &cache->source;
-    pool->block_bytes = block_bytes;
-}
-
 /* The backend and all tables of an otherwise filled-in cache. */
 static kivi_status open_backend(kivi_cache *cache, const kivi_config *config, kivi_error *error)
 {
@@ -81,8 +75,8 @@ static kivi_status open_backend(kivi_cache *cache, const kivi_config *config, ki
     cache->source.context = cache->context;
     cache->source.heap = &cache->heap;
     cache->source.budget = config->memory_budget;
-    init_pool(cache, &cache->page_pool, cache->geometry.page_bytes);
-    init_pool(cache, &cache->window_pool, cache->geometry.window_bytes);
+    kivi_pool_init(&cache->page_pool, &cache->source, cache->geometry.page_bytes);
+    kivi_pool_init(&cache->window_pool, &cache->source, cache->geometry.window_bytes);
     if (kivi_lock_init(&cache->lock) != 0)
         return kivi_fail(error, KIVI_ERROR_MEMORY, "no lock could be made");
     return KIVI_OK;
@@ -151,8 +145,7 @@ void kivi_cache_destroy(kivi_cache *cache)
     for (i = 0; i < cache->max_sequences; i++)
         if (cache->sequences[i])
             kivi_sequence_remove(cache, cache->sequences[i]);
-    kivi_pool_trim(&cache->page_pool);
-    kivi_pool_trim(&cache->window_pool);
+    kivi_pools_trim(&cache->source);
     kivi_lock_destroy(&cache->lock);
     release(cache);
 }
@@ -164,7 +157,7 @@ uint64_t kivi_cache_trim(kivi_cache *cache)
     if (!cache)
         return 0;
     kivi_lock_take(&cache->lock);
-    bytes = kivi_pool_trim(&cache->page_pool) + kivi_pool_trim(&cache->window_pool);
+    bytes = kivi_pools_trim(&cache->source);
     kivi_lock_release(&cache->lock);
     return bytes;
 }

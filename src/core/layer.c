@@ -16,17 +16,6 @@ struct kivi_span kivi_layer_after(const kivi_cache *cache, const struct kivi_lay
     return after;
 }
 
-/* A block from one pool; if the budget is in the way, from what the other keeps for reuse. */
-static struct kivi_block *take(kivi_cache *cache, struct kivi_pool *pool, kivi_error *error)
-{
-    struct kivi_block *block = kivi_pool_take(pool, error);
-
-    if (!block && error->status == KIVI_ERROR_CAPACITY
-        && kivi_pool_trim(&cache->page_pool) + kivi_pool_trim(&cache->window_pool) > 0)
-        block = kivi_pool_take(pool, error);
-    return block;
-}
-
 static uint64_t pages_for(uint64_t tokens, uint32_t page_tokens)
 {
     return (tokens + page_tokens - 1) / page_tokens;
@@ -88,15 +77,19 @@ static kivi_status grow_table(kivi_cache *cache, struct kivi_layer *layer, uint6
     return KIVI_OK;
 }
 
-static kivi_status privatize(kivi_cache *cache, struct kivi_pool *pool, struct kivi_block **block,
-                             kivi_error *error)
+/* Makes *block private: one that others have too is copied, and its reference moves. */
+static kivi_status privatize(struct kivi_pool *pool, struct kivi_block **block, kivi_error *error)
 {
-    kivi_status status = kivi_pool_privatize(pool, block, error);
+    struct kivi_block *copy;
 
-    if (status == KIVI_ERROR_CAPACITY
-        && kivi_pool_trim(&cache->page_pool) + kivi_pool_trim(&cache->window_pool) > 0)
-        status = kivi_pool_privatize(pool, block, error);
-    return status;
+    if ((*block)->references == 1)
+        return KIVI_OK;
+    copy = kivi_pool_copy(pool, *block, error);
+    if (!copy)
+        return error->status;
+    kivi_pool_drop(pool, *block);
+    *block = copy;
+    return KIVI_OK;
 }
 
 kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
@@ -110,11 +103,11 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
     if (status != KIVI_OK)
         return status;
     if (!layer->window) {
-        layer->window = take(cache, &cache->window_pool, error);
+        layer->window = kivi_pool_take(&cache->window_pool, error);
         if (!layer->window)
             return error->status;
     }
-    status = privatize(cache, &cache->window_pool, &layer->window, error);
+    status = privatize(&cache->window_pool, &layer->window, error);
     if (status != KIVI_OK)
         return status;
     while (layer->n_pages < n) {
@@ -124,7 +117,7 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
     }
     changed(&layer->span, after, &begin, &end);
     for (i = begin / page_tokens; i < pages_for(end, page_tokens); i++) {
-        status = privatize(cache, &cache->page_pool, &layer->blocks[i], error);
+        status = privatize(&cache->page_pool, &layer->blocks[i], error);
         if (status != KIVI_OK)
             return status;
         layer->pages[i] = layer->blocks[i]->memory;
@@ -134,7 +127,7 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
 
 kivi_status kivi_layer_new_window(kivi_cache *cache, struct kivi_layer *layer, kivi_error *error)
 {
-    layer->window = take(cache, &cache->window_pool, error);
+    layer->window = kivi_pool_take(&cache->window_pool, error);
     return layer->window ? KIVI_OK : error->status;
 }
 
@@ -149,7 +142,7 @@ kivi_status kivi_layer_add_page(kivi_cache *cache, struct kivi_layer *layer,
     if (shared)
         shared->references++;
     else
-        page = take(cache, &cache->page_pool, error);
+        page = kivi_pool_take(&cache->page_pool, error);
     if (!page)
         return error->status;
     layer->blocks[layer->n_pages] = page;

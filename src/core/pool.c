@@ -1,8 +1,17 @@
 #include "pool.h"
 
 #include "error.h"
+#include "geometry.h"
 
-#define SLAB_BYTES ((size_t)32 << 20) /* enough for huge pages, little enough to be given back */
+#define SLAB_BYTES ((uint64_t)32 << 20) /* enough for huge pages, little enough to be given back */
+
+void kivi_pool_init(struct kivi_pool *pool, struct kivi_pool_source *source, size_t block_bytes)
+{
+    pool->source = source;
+    pool->block_bytes = block_bytes;
+    pool->next = source->pools;
+    source->pools = pool;
+}
 
 static size_t slab_size(size_t n_blocks)
 {
@@ -40,21 +49,23 @@ static int add_slab(struct kivi_pool *pool, size_t n_blocks)
     return 1;
 }
 
+/* Bytes that the budget still allows: if that is not one block, after what is free is given back. */
+static uint64_t make_room(const struct kivi_pool *pool)
+{
+    struct kivi_pool_source *source = pool->source;
+    const uint64_t room = source->budget - source->reserved;
+
+    return room < pool->block_bytes ? room + kivi_pools_trim(source) : room;
+}
+
 /* Room for one more block: as many as there are, so that slabs double, within reason. */
 static kivi_status grow(struct kivi_pool *pool, kivi_error *error)
 {
     struct kivi_pool_source *source = pool->source;
-    size_t n = pool->n_blocks;
+    size_t n = (size_t)max_u64(min_u64(pool->n_blocks, SLAB_BYTES / pool->block_bytes), 1);
 
-    if (n > SLAB_BYTES / pool->block_bytes)
-        n = SLAB_BYTES / pool->block_bytes;
-    if (n < 1)
-        n = 1;
     if (source->budget) {
-        const uint64_t room =
-            source->budget > source->reserved ? source->budget - source->reserved : 0;
-        if (n > room / pool->block_bytes)
-            n = (size_t)(room / pool->block_bytes);
+        n = (size_t)min_u64(n, make_room(pool) / pool->block_bytes);
         if (n == 0)
             return kivi_fail(
                 error, KIVI_ERROR_CAPACITY,
@@ -82,6 +93,22 @@ struct kivi_block *kivi_pool_take(struct kivi_pool *pool, kivi_error *error)
     return block;
 }
 
+struct kivi_block *kivi_pool_copy(struct kivi_pool *pool, const struct kivi_block *block,
+                                  kivi_error *error)
+{
+    const struct kivi_pool_source *source = pool->source;
+    struct kivi_block *copy = kivi_pool_take(pool, error);
+
+    if (copy
+        && source->backend->block_copy(source->context, copy->memory, block->memory,
+                                       pool->block_bytes, error)
+               != KIVI_OK) {
+        kivi_pool_drop(pool, copy);
+        copy = NULL;
+    }
+    return copy;
+}
+
 void kivi_pool_drop(struct kivi_pool *pool, struct kivi_block *block)
 {
     if (--block->references > 0)
@@ -92,30 +119,7 @@ void kivi_pool_drop(struct kivi_pool *pool, struct kivi_block *block)
     block->slab->n_free++;
 }
 
-kivi_status kivi_pool_privatize(struct kivi_pool *pool, struct kivi_block **block,
-                                kivi_error *error)
-{
-    const struct kivi_pool_source *source = pool->source;
-    struct kivi_block *copy;
-    kivi_status status;
-
-    if ((*block)->references == 1)
-        return KIVI_OK;
-    copy = kivi_pool_take(pool, error);
-    if (!copy)
-        return error ? error->status : KIVI_ERROR_MEMORY;
-    status = source->backend->block_copy(source->context, copy->memory, (*block)->memory,
-                                         pool->block_bytes, error);
-    if (status != KIVI_OK) {
-        kivi_pool_drop(pool, copy);
-        return status;
-    }
-    kivi_pool_drop(pool, *block);
-    *block = copy;
-    return KIVI_OK;
-}
-
-uint64_t kivi_pool_trim(struct kivi_pool *pool)
+static uint64_t trim(struct kivi_pool *pool)
 {
     struct kivi_pool_source *source = pool->source;
     struct kivi_block **free_link = &pool->free;
@@ -144,5 +148,25 @@ uint64_t kivi_pool_trim(struct kivi_pool *pool)
         bytes += size;
         kivi_heap_free(source->heap, slab, slab_size(slab->n_blocks));
     }
+    return bytes;
+}
+
+uint64_t kivi_pools_trim(struct kivi_pool_source *source)
+{
+    struct kivi_pool *pool;
+    uint64_t bytes = 0;
+
+    for (pool = source->pools; pool; pool = pool->next)
+        bytes += trim(pool);
+    return bytes;
+}
+
+uint64_t kivi_pools_free_bytes(const struct kivi_pool_source *source)
+{
+    const struct kivi_pool *pool;
+    uint64_t bytes = 0;
+
+    for (pool = source->pools; pool; pool = pool->next)
+        bytes += pool->n_free * (uint64_t)pool->block_bytes;
     return bytes;
 }

@@ -30,30 +30,39 @@ struct kivi_slab {
 struct kivi_pool_source {
     const struct kivi_backend *backend;
     void *context;          /* the backend's */
-    struct kivi_heap *heap; /* for descriptors */
-    uint64_t reserved;      /* bytes taken from the backend by all pools */
-    uint64_t budget;        /* of them, at most; 0: no limit */
+    struct kivi_heap *heap;  /* for descriptors */
+    struct kivi_pool *pools; /* all of them */
+    uint64_t reserved;       /* bytes taken from the backend by all pools */
+    uint64_t budget;         /* of them, at most; 0: no limit */
 };
 
 struct kivi_pool {
     struct kivi_pool_source *source;
+    struct kivi_pool *next; /* of the source */
     size_t block_bytes;
     size_t n_blocks, n_free;
     struct kivi_slab *slabs;
     struct kivi_block *free;
 };
 
-/* A block with one reference and undefined contents, or NULL with *error filled in. */
+/* An empty pool, which joins the source's. */
+void kivi_pool_init(struct kivi_pool *pool, struct kivi_pool_source *source, size_t block_bytes);
+
+/* A block with one reference and undefined contents, or NULL with *error filled in. If the budget is in
+ * the way, what any pool keeps for reuse is given back first. */
 struct kivi_block *kivi_pool_take(struct kivi_pool *pool, kivi_error *error);
+
+/* The same with the contents of `block`, which is of this pool. */
+struct kivi_block *kivi_pool_copy(struct kivi_pool *pool, const struct kivi_block *block,
+                                  kivi_error *error);
 
 /* Drops one reference; the last one makes the block free. */
 void kivi_pool_drop(struct kivi_pool *pool, struct kivi_block *block);
 
-/* Makes *block private: a block with other references is copied and its reference moved. */
-kivi_status kivi_pool_privatize(struct kivi_pool *pool, struct kivi_block **block,
-                                kivi_error *error);
+/* Gives slabs without blocks in use back to the backend, those of every pool; returns their bytes. */
+uint64_t kivi_pools_trim(struct kivi_pool_source *source);
 
-/* Gives slabs without blocks in use back to the backend; returns their bytes. */
-uint64_t kivi_pool_trim(struct kivi_pool *pool);
+/* Bytes of the free blocks of every pool. */
+uint64_t kivi_pools_free_bytes(const struct kivi_pool_source *source);
 
 #endif

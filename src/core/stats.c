@@ -125,8 +125,7 @@ kivi_status kivi_cache_stats(const kivi_cache *cache, kivi_stats *stats, kivi_er
     /* All host memory that is not blocks; a device's blocks are not host memory. */
     slabs = cache->backend->kernels ? cache->source.reserved : 0;
     stats->bookkeeping_bytes = atomic_load(&cache->heap.bytes) - slabs;
-    stats->free_bytes = cache->page_pool.n_free * (uint64_t)cache->page_pool.block_bytes
-                        + cache->window_pool.n_free * (uint64_t)cache->window_pool.block_bytes;
+    stats->free_bytes = kivi_pools_free_bytes(&cache->source);
     finish(stats);
     kivi_lock_release(&books->lock);
     return kivi_succeed(error);
