@@ -349,6 +349,75 @@ START_TEST(memory_budget)
 }
 END_TEST
 
+#define MANY 400
+
+/* One token for each of as many sequences as the budget has windows for. Returns how many. */
+static size_t fill_with_windows(struct fixture *f, kivi_seq seqs[MANY])
+{
+    kivi_status status = KIVI_OK;
+    size_t n = 0;
+
+    while (status == KIVI_OK) {
+        kivi_item item;
+
+        ck_assert_uint_lt(n, MANY);
+        ck_assert_int_eq(kivi_seq_create(f->cache, &seqs[n], NULL), KIVI_OK);
+        item = fixture_item(f, seqs[n++], 1);
+        item.n_q = 0;
+        status = kivi_run(f->cache, 0, &item, 1, NULL, NULL);
+    }
+    ck_assert_int_eq(status, KIVI_ERROR_CAPACITY);
+    ck_assert_int_eq(kivi_seq_destroy(f->cache, seqs[--n], NULL), KIVI_OK);
+    return n;
+}
+
+/* A few windows that stay, one here and one there, do not keep the budget from pages; and the refusal
+ * in the end tells what is in use from what is free without being of use. */
+START_TEST(budget_in_pieces)
+{
+    struct fixture *f = &fixture;
+    const uint64_t budget = (uint64_t)4 << 20;
+    kivi_stats stats = {.size = sizeof stats};
+    kivi_seq seqs[MANY];
+    kivi_status status = KIVI_OK;
+    kivi_error error;
+    unsigned long long of, in_use, unused;
+    size_t n, i;
+
+    fixture_init(f, backend_name(0));
+    f->config.memory_budget = budget;
+    f->config.max_sequences = MANY;
+    ck_assert_int_eq(kivi_cache_create(&f->config, &f->cache, NULL), KIVI_OK);
+    n = fill_with_windows(f, seqs);
+    ck_assert_uint_gt(n, 200);
+    for (i = 0; i < n; i++)
+        if (i % 35)
+            ck_assert_int_eq(kivi_seq_destroy(f->cache, seqs[i], NULL), KIVI_OK);
+    kivi_cache_trim(f->cache);
+    ck_assert_int_eq(kivi_seq_create(f->cache, &f->seq, NULL), KIVI_OK);
+    while (status == KIVI_OK) {
+        kivi_item item = fixture_item(f, f->seq, FIXTURE_TOKENS);
+
+        item.n_q = 0;
+        status = kivi_run(f->cache, 0, &item, 1, NULL, &error);
+    }
+    ck_assert_int_eq(status, KIVI_ERROR_CAPACITY);
+    ck_assert_int_eq(kivi_seq_stats(f->cache, f->seq, &stats, NULL), KIVI_OK);
+    ck_assert_msg(stats.code_bytes + stats.scale_bytes + stats.unused_bytes > budget / 3,
+                  "only %llu pages: %s", (unsigned long long)stats.pages, error.message);
+    ck_assert_msg(sscanf(error.message,
+                         "memory_budget: of %llu bytes, %llu are in use and %llu are free", &of,
+                         &in_use, &unused)
+                      == 3,
+                  "%s", error.message);
+    ck_assert_uint_eq(of, budget);
+    ck_assert_uint_gt(in_use, budget / 3);
+    ck_assert_uint_gt(in_use + unused, budget - budget / 100);
+    ck_assert_uint_le(in_use + unused, budget);
+    fixture_close(f);
+}
+END_TEST
+
 START_TEST(max_sequences)
 {
     struct fixture *f = &fixture;
@@ -538,6 +607,7 @@ int main(void)
     tcase_add_loop_test(memory, allocation_failures, 0, 2);
     tcase_add_test(memory, capacity);
     tcase_add_test(memory, memory_budget);
+    tcase_add_test(memory, budget_in_pieces);
     tcase_add_test(memory, max_sequences);
     tcase_add_loop_test(numbers, not_finite, 0, backend_count());
     tcase_add_loop_test(numbers, largest_number, 0, backend_count());

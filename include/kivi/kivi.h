@@ -173,7 +173,10 @@ typedef struct kivi_config {
     uint32_t max_sequences;  /* 64 (default): sequences alive at one time, at most 2^20 */
     uint32_t page_tokens;    /* 256 (default): tokens of a page of the widest layer, a multiple of 128 */
     uint64_t capacity;       /* sum over sequences of the tokens of a layer; 0 (default): no limit */
-    uint64_t memory_budget;  /* bytes of pages and windows, at most; 0 (default): no limit */
+    uint64_t memory_budget;  /* bytes of pages and windows, at most; 0 (default): no limit. They come in
+                                slabs, of a 64th of the budget (a small one: up to a 16th) or one block.
+                                What is kept free counts too until kivi_cache_trim, or a call that needs
+                                the room, gives it back; a slab that is used in part cannot be. */
     kivi_allocator allocator;
 
     /* The machine. */
@@ -232,7 +235,10 @@ typedef struct kivi_stats {
 /* Memory use of the whole cache. `stats->size` must be set. */
 KIVI_API kivi_status kivi_cache_stats(const kivi_cache *cache, kivi_stats *stats, kivi_error *error);
 
-/* Gives blocks kept for reuse back to the allocator. Returns the bytes given back; NULL gives 0. */
+/*
+ * Gives blocks kept for reuse back to the allocator: whole slabs, so that one block in use keeps the free
+ * ones beside it. Returns the bytes given back; NULL gives 0.
+ */
 KIVI_API uint64_t kivi_cache_trim(kivi_cache *cache);
 
 /* ------------------------------------------------------------- sequences */

@@ -4,6 +4,7 @@
 #include "geometry.h"
 
 #define SLAB_BYTES ((uint64_t)32 << 20) /* enough for huge pages, little enough to be given back */
+#define SMALL_SLAB_BYTES ((uint64_t)4 << 20) /* the least that gets huge pages: memory.c */
 
 void kivi_pool_init(struct kivi_pool *pool, struct kivi_pool_source *source, size_t block_bytes)
 {
@@ -49,6 +50,18 @@ static int add_slab(struct kivi_pool *pool, size_t n_blocks)
     return 1;
 }
 
+/* Blocks of a slab, at most. One block in use keeps its slab from other uses, so that under a budget a
+ * slab is a small share of it: a 64th, or for the sake of huge pages up to a 16th. */
+static size_t max_slab(const struct kivi_pool *pool)
+{
+    const uint64_t budget = pool->source->budget;
+    uint64_t bytes = SLAB_BYTES;
+
+    if (budget)
+        bytes = min_u64(bytes, max_u64(budget / 64, min_u64(budget / 16, SMALL_SLAB_BYTES)));
+    return (size_t)(round_up(max_u64(bytes, 1), pool->block_bytes) / pool->block_bytes);
+}
+
 /* Bytes that the budget still allows: if that is not one block, after what is free is given back. */
 static uint64_t make_room(const struct kivi_pool *pool)
 {
@@ -62,16 +75,20 @@ static uint64_t make_room(const struct kivi_pool *pool)
 static kivi_status grow(struct kivi_pool *pool, kivi_error *error)
 {
     struct kivi_pool_source *source = pool->source;
-    size_t n = (size_t)max_u64(min_u64(pool->n_blocks, SLAB_BYTES / pool->block_bytes), 1);
+    size_t n = (size_t)min_u64(max_u64(pool->n_blocks, 1), max_slab(pool));
 
     if (source->budget) {
         n = (size_t)min_u64(n, make_room(pool) / pool->block_bytes);
-        if (n == 0)
-            return kivi_fail(
-                error, KIVI_ERROR_CAPACITY,
-                "memory_budget: %llu bytes are in use, %zu more are needed, the budget is %llu",
-                (unsigned long long)source->reserved, pool->block_bytes,
-                (unsigned long long)source->budget);
+        if (n == 0) {
+            const uint64_t unused = kivi_pools_free_bytes(source);
+
+            return kivi_fail(error, KIVI_ERROR_CAPACITY,
+                             "memory_budget: of %llu bytes, %llu are in use and %llu are free in "
+                             "partly used slabs; %zu more are needed",
+                             (unsigned long long)source->budget,
+                             (unsigned long long)(source->reserved - unused),
+                             (unsigned long long)unused, pool->block_bytes);
+        }
     }
     if (add_slab(pool, n) || (n > 1 && add_slab(pool, 1)))
         return KIVI_OK;
