@@ -293,19 +293,6 @@ START_TEST(capacity)
 }
 END_TEST
 
-/* A cache with that budget, and a sequence of n tokens in it. */
-static void open_with_budget(struct fixture *f, uint64_t budget, uint64_t n)
-{
-    kivi_item item;
-
-    fixture_init(f, backend_name(0));
-    f->config.memory_budget = budget;
-    ck_assert_int_eq(kivi_cache_create(&f->config, &f->cache, NULL), KIVI_OK);
-    ck_assert_int_eq(kivi_seq_create(f->cache, &f->seq, NULL), KIVI_OK);
-    item = fixture_item(f, f->seq, n);
-    ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
-}
-
 /* n more tokens do not fit, and change nothing; without the sequence, as many as it had do. */
 static void check_full(struct fixture *f, uint64_t n, uint64_t had)
 {
@@ -330,20 +317,20 @@ START_TEST(memory_budget)
     kivi_item item;
 
     /* What 600 tokens take, without limit. */
-    open_with_budget(f, 0, 600);
+    fixture_open_with_budget(f, backend_name(0), 0, 600);
     ck_assert_int_eq(kivi_cache_stats(f->cache, &stats, NULL), KIVI_OK);
     used = stats.code_bytes + stats.scale_bytes + stats.window_bytes + stats.unused_bytes;
     fixture_close(f);
 
     /* Just that is enough, in one call or in two; a byte less is not. */
-    open_with_budget(f, used, 600);
+    fixture_open_with_budget(f, backend_name(0), used, 600);
     check_full(f, 128, 600);
     fixture_close(f);
-    open_with_budget(f, used, 200);
+    fixture_open_with_budget(f, backend_name(0), used, 200);
     item = fixture_item(f, f->seq, 400);
     ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
     fixture_close(f);
-    open_with_budget(f, used - 1, 200);
+    fixture_open_with_budget(f, backend_name(0), used - 1, 200);
     check_full(f, 400, 200);
     fixture_close(f);
 }

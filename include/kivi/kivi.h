@@ -27,7 +27,8 @@
  *
  * - It returns 0 (KIVI_OK) or a negative status; the last parameter `error` may
  *   be NULL, and receives the status and one line that names the culprit.
- * - A call that fails has changed nothing: the cache is as it was before.
+ * - A call that fails has changed nothing: the cache is as it was before, but for memory that is kept
+ *   for reuse (kivi_cache_trim).
  * - Pointers must not be NULL unless "may be NULL" is said. Input and output
  *   arrays must not overlap. Nothing the caller passes is kept after the call
  *   returns, except the allocator in the configuration.

@@ -44,7 +44,7 @@ struct kivi_cache {
     uint64_t *generations;            /* of each slot: part of its sequence's id */
     uint32_t n_sequences, first_free; /* no slot below first_free is free */
     uint64_t *layer_tokens; /* sum over sequences of the tokens of a layer */
-    uint64_t epoch;         /* of the statistics */
+    uint64_t epoch; /* the number of the latest round over layers, of statistics or of a call */
 };
 
 /* If the caller wants no detail, the core still does: `KIVI_DETAIL(error);` opens such a function. */
@@ -90,17 +90,26 @@ kivi_status kivi_sequence_idle(const kivi_cache *cache, const struct kivi_sequen
 struct kivi_span kivi_layer_after(const kivi_cache *cache, const struct kivi_layer *layer,
                                   uint64_t n_new);
 
+/* Notes which blocks an append up to `after` writes to: for every layer of a call, in one epoch, before
+ * the first kivi_layer_reserve. */
+void kivi_layer_claim(const kivi_cache *cache, uint32_t index, const struct kivi_layer *layer,
+                      const struct kivi_span *after);
+
 /* Makes room for `after`: window, pages, and private copies of what will be written. What is visible
- * does not change. On failure the layer keeps what it got: kivi_layer_shrink gives it back. */
+ * does not change. kivi_layer_settle follows, also on failure. */
 kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
                                const struct kivi_span *after, kivi_error *error);
+
+/* Ends what kivi_layer_reserve began. `apply`: the layer is at `after`; else it is as it was, with the very
+ * blocks that it had. */
+void kivi_layer_settle(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
+                       const struct kivi_span *after, int apply);
 
 /* Releases pages (and the window) that the layer's span does not need. */
 void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *layer);
 
-/* Bytes of pages and windows that kivi_layer_reserve would take for one more token, after the layers
- * that were counted before it in this epoch have had theirs: the last one of those that share a block
- * keeps it. */
+/* Bytes of pages and windows that kivi_layer_reserve would take for one more token, together with the
+ * layers that were counted before it in this epoch: one of those that share a block keeps it. */
 uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
                                const struct kivi_layer *layer);
 

@@ -77,19 +77,78 @@ static kivi_status grow_table(kivi_cache *cache, struct kivi_layer *layer, uint6
     return KIVI_OK;
 }
 
-/* Makes *block private: one that others have too is copied, and its reference moves. */
-static kivi_status privatize(struct kivi_pool *pool, struct kivi_block **block, kivi_error *error)
+/* Of a page's tokens from `begin` on, how many are below `packed`. */
+static uint64_t tokens_seen(uint64_t packed, uint64_t begin, uint32_t page_tokens)
 {
-    struct kivi_block *copy;
+    return packed > begin ? min_u64(packed - begin, page_tokens) : 0;
+}
 
-    if ((*block)->references == 1)
+/* Notes a writer that sees k and v tokens of the block. The keeper writes beyond what all others see, so that
+ * they can still go back to the block. */
+static void claim(const kivi_cache *cache, const struct kivi_layer *layer, struct kivi_block *block,
+                  uint64_t k, uint64_t v)
+{
+    if (block->epoch != cache->epoch) {
+        block->epoch = cache->epoch;
+        block->k_counted = block->v_counted = 0;
+        block->writers = 0;
+        block->keeper = NULL;
+    }
+    block->writers++;
+    if (k >= block->k_counted && v >= block->v_counted)
+        block->keeper = layer;
+    else if (k > block->k_counted || v > block->v_counted)
+        block->keeper = NULL;
+    block->k_counted = max_u64(k, block->k_counted);
+    block->v_counted = max_u64(v, block->v_counted);
+}
+
+void kivi_layer_claim(const kivi_cache *cache, uint32_t index, const struct kivi_layer *layer,
+                      const struct kivi_span *after)
+{
+    const uint32_t page_tokens = cache->geometry.layers[index].page_tokens;
+    const struct kivi_span *span = &layer->span;
+    uint64_t begin, end, i;
+
+    if (layer->window)
+        claim(cache, layer, layer->window, span->n, span->n);
+    changed(span, after, &begin, &end);
+    for (i = begin / page_tokens; i < pages_for(end, page_tokens) && i < layer->n_pages; i++)
+        claim(cache, layer, layer->blocks[i],
+              tokens_seen(span->k_packed, i * page_tokens, page_tokens),
+              tokens_seen(span->v_packed, i * page_tokens, page_tokens));
+}
+
+/* Makes *block, which the layer has claimed or just taken, one that it may write to: if others have it that do
+ * not write to copies of their own in the same call, a copy. */
+static kivi_status privatize(const kivi_cache *cache, const struct kivi_layer *layer,
+                             struct kivi_pool *pool, struct kivi_block **block, kivi_error *error)
+{
+    struct kivi_block *original = *block, *copy;
+
+    if (original->references == 1
+        || (original->references == original->writers && original->epoch == cache->epoch
+            && original->keeper == layer))
         return KIVI_OK;
-    copy = kivi_pool_copy(pool, *block, error);
+    copy = kivi_pool_copy(pool, original, error);
     if (!copy)
         return error->status;
-    kivi_pool_drop(pool, *block);
+    copy->original = original;
     *block = copy;
     return KIVI_OK;
+}
+
+/* The copy stays and what it was made from goes, or the other way round. */
+static void settle(struct kivi_pool *pool, struct kivi_block **block, int apply)
+{
+    struct kivi_block *copy = *block, *original = copy->original;
+
+    if (!original)
+        return;
+    copy->original = NULL;
+    if (!apply)
+        *block = original;
+    kivi_pool_drop(pool, apply ? original : copy);
 }
 
 kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
@@ -107,7 +166,7 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
         if (!layer->window)
             return error->status;
     }
-    status = privatize(&cache->window_pool, &layer->window, error);
+    status = privatize(cache, layer, &cache->window_pool, &layer->window, error);
     if (status != KIVI_OK)
         return status;
     while (layer->n_pages < n) {
@@ -117,12 +176,36 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
     }
     changed(&layer->span, after, &begin, &end);
     for (i = begin / page_tokens; i < pages_for(end, page_tokens); i++) {
-        status = privatize(&cache->page_pool, &layer->blocks[i], error);
+        status = privatize(cache, layer, &cache->page_pool, &layer->blocks[i], error);
         if (status != KIVI_OK)
             return status;
         layer->pages[i] = layer->blocks[i]->memory;
     }
     return KIVI_OK;
+}
+
+void kivi_layer_settle(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
+                       const struct kivi_span *after, int apply)
+{
+    const struct kivi_geometry *g = &cache->geometry;
+    const uint32_t page_tokens = g->layers[index].page_tokens;
+    uint64_t begin, end, i;
+
+    if (layer->window)
+        settle(&cache->window_pool, &layer->window, apply);
+    changed(&layer->span, after, &begin, &end);
+    for (i = begin / page_tokens; i < pages_for(end, page_tokens) && i < layer->n_pages; i++) {
+        settle(&cache->page_pool, &layer->blocks[i], apply);
+        layer->pages[i] = layer->blocks[i]->memory;
+    }
+    if (apply) { /* the new tokens become visible; older rows may have left the rings */
+        layer->span = *after;
+        if (after->n > g->k_ring)
+            layer->k_low = max_u64(layer->k_low, after->n - g->k_ring);
+        if (after->n > g->v_ring)
+            layer->v_low = max_u64(layer->v_low, after->n - g->v_ring);
+    }
+    kivi_layer_shrink(cache, index, layer);
 }
 
 kivi_status kivi_layer_new_window(kivi_cache *cache, struct kivi_layer *layer, kivi_error *error)

@@ -107,6 +107,7 @@ struct kivi_block *kivi_pool_take(struct kivi_pool *pool, kivi_error *error)
     pool->n_free--;
     block->slab->n_free--;
     block->references = 1;
+    block->original = NULL;
     return block;
 }
 

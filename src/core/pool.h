@@ -13,10 +13,14 @@ struct kivi_block {
     uint32_t references;
     struct kivi_slab *slab;
     struct kivi_block *next_free;
-    /* For statistics, which count shared blocks once. */
+    struct kivi_block *original; /* of a call's private copy: what it was made from, with the layer's
+                                    reference to it; NULL once the call has ended */
+    /* Of one round over layers, which meets shared blocks more than once: see kivi_cache.epoch. */
     uint64_t epoch;
-    uint64_t k_counted, v_counted;
-    uint32_t writers; /* layers that would write to it with their next token */
+    uint64_t k_counted, v_counted; /* tokens of it that layers met so far can see, the most of any */
+    uint32_t writers;              /* layers met that write to it */
+    const struct kivi_layer *keeper; /* of a call's writers the one that sees the most, NULL if none sees
+                                        all that others do */
 };
 
 struct kivi_slab {
@@ -29,7 +33,7 @@ struct kivi_slab {
 /* What the pools of one cache share. */
 struct kivi_pool_source {
     const struct kivi_backend *backend;
-    void *context;          /* the backend's */
+    void *context;           /* the backend's */
     struct kivi_heap *heap;  /* for descriptors */
     struct kivi_pool *pools; /* all of them */
     uint64_t reserved;       /* bytes taken from the backend by all pools */

@@ -1,13 +1,38 @@
 /* Memory use, exactly. */
 #include "cache.h"
 
-/* Adds what one layer of one sequence holds. A page or window that was counted in this epoch, through
- * another sequence, adds only what it holds beyond that. */
+/* The first to meet a block in an epoch counts it. `bytes`: where its size goes. */
+static int meet(struct kivi_block *block, size_t size, uint64_t epoch, uint64_t *bytes,
+                kivi_stats *stats)
+{
+    if (block->epoch == epoch)
+        return 0;
+    block->epoch = epoch;
+    block->k_counted = block->v_counted = 0;
+    block->writers = 0;
+    *bytes += size;
+    if (block->references > 1)
+        stats->shared_bytes += size;
+    return 1;
+}
+
+static void count_page(const kivi_cache *cache, struct kivi_block *page, uint64_t epoch,
+                       kivi_stats *stats)
+{
+    if (meet(page, cache->geometry.page_bytes, epoch, &stats->unused_bytes, stats)) {
+        stats->pages++;
+        stats->shared_pages += page->references > 1;
+    }
+}
+
+/* Adds what one layer of one sequence holds, with what a call under way may go back to. A page or window
+ * that was counted in this epoch, through another sequence, adds only what it holds beyond that. */
 static void count_layer(const kivi_cache *cache, uint32_t index, const struct kivi_layer *layer,
                         uint64_t epoch, kivi_stats *stats)
 {
     const struct kivi_layer_geometry *l = &cache->geometry.layers[index];
     const uint64_t heads = cache->geometry.n_kv_heads;
+    struct kivi_block *const window = layer->window;
     uint32_t i;
 
     for (i = 0; i < layer->n_pages; i++) {
@@ -18,17 +43,9 @@ static void count_layer(const kivi_cache *cache, uint32_t index, const struct ki
 
         k = k > begin ? k - begin : 0;
         v = v > begin ? v - begin : 0;
-        if (page->epoch != epoch) {
-            page->epoch = epoch;
-            page->k_counted = page->v_counted = 0;
-            page->writers = 0;
-            stats->pages++;
-            stats->unused_bytes += cache->geometry.page_bytes;
-            if (page->references > 1) {
-                stats->shared_pages++;
-                stats->shared_bytes += cache->geometry.page_bytes;
-            }
-        }
+        if (page->original)
+            count_page(cache, page->original, epoch, stats);
+        count_page(cache, page, epoch, stats);
         if (k > page->k_counted) {
             const uint64_t more = heads * (k - page->k_counted);
 
@@ -46,13 +63,10 @@ static void count_layer(const kivi_cache *cache, uint32_t index, const struct ki
             page->v_counted = v;
         }
     }
-    if (layer->window && layer->window->epoch != epoch) {
-        layer->window->epoch = epoch;
-        layer->window->writers = 0;
-        stats->window_bytes += cache->geometry.window_bytes;
-        if (layer->window->references > 1)
-            stats->shared_bytes += cache->geometry.window_bytes;
-    }
+    if (window && window->original)
+        meet(window->original, cache->geometry.window_bytes, epoch, &stats->window_bytes, stats);
+    if (window)
+        meet(window, cache->geometry.window_bytes, epoch, &stats->window_bytes, stats);
 }
 
 static uint64_t layer_own_bytes(const struct kivi_layer *layer)

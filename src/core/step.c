@@ -144,16 +144,17 @@ static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t laye
     return status;
 }
 
-/* Ends the marking; the layers give back what their spans do not need. */
-static void unmark(kivi_cache *cache, struct kivi_work *work, int applied)
+/* Ends the marking: the tokens have come, or the layers are as they were. */
+static void unmark(kivi_cache *cache, struct kivi_work *work, int apply)
 {
+    const uint32_t layer = work->step.layer;
     size_t i;
 
     for (i = 0; i < work->step.n_items; i++) {
-        if (!applied)
-            cache->layer_tokens[work->step.layer] -= work->items[i].io.n_new;
+        if (!apply)
+            cache->layer_tokens[layer] -= work->items[i].io.n_new;
         if (work->items[i].io.n_new) {
-            kivi_layer_shrink(cache, work->step.layer, work->layers[i]);
+            kivi_layer_settle(cache, layer, work->layers[i], &work->items[i].after, apply);
             work->layers[i]->writers--;
         } else {
             work->layers[i]->readers--;
@@ -167,15 +168,22 @@ static kivi_status reserve(kivi_cache *cache, struct kivi_work *work, uint32_t l
 {
     size_t i;
 
+    cache->epoch++;
+    for (i = 0; i < work->step.n_items; i++) {
+        struct kivi_step_item *item = &work->items[i];
+
+        item->before = work->layers[i]->span;
+        item->after = kivi_layer_after(cache, work->layers[i], item->io.n_new);
+        if (item->io.n_new)
+            kivi_layer_claim(cache, layer, work->layers[i], &item->after);
+    }
     for (i = 0; i < work->step.n_items; i++) {
         struct kivi_step_item *item = &work->items[i];
         struct kivi_layer *l = work->layers[i];
-        kivi_status status;
 
-        item->before = l->span;
-        item->after = kivi_layer_after(cache, l, item->io.n_new);
         if (item->io.n_new) {
-            status = kivi_layer_reserve(cache, layer, l, &item->after, error);
+            const kivi_status status = kivi_layer_reserve(cache, layer, l, &item->after, error);
+
             if (status != KIVI_OK)
                 return status;
         }
@@ -294,28 +302,12 @@ void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part)
         work->cache->backend->part(work->cache->context, &work->step, phase, part);
 }
 
-/* The appended tokens become visible; older rows may have left the rings. */
-static void commit(const kivi_cache *cache, struct kivi_layer *layer, const struct kivi_span *after)
-{
-    const struct kivi_geometry *g = &cache->geometry;
-
-    layer->span = *after;
-    if (after->n > g->k_ring && layer->k_low < after->n - g->k_ring)
-        layer->k_low = after->n - g->k_ring;
-    if (after->n > g->v_ring && layer->v_low < after->n - g->v_ring)
-        layer->v_low = after->n - g->v_ring;
-}
-
 static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
 {
     kivi_cache *cache = work->cache;
     const kivi_status status = cache->backend->end(cache->context, &work->step, apply, error);
-    size_t i;
 
     kivi_lock_take(&cache->lock);
-    for (i = 0; apply && status == KIVI_OK && i < work->step.n_items; i++)
-        if (work->items[i].io.n_new)
-            commit(cache, work->layers[i], &work->items[i].after);
     unmark(cache, work, apply && status == KIVI_OK);
     kivi_lock_release(&cache->lock);
     kivi_heap_free(&cache->heap, work, work->bytes);

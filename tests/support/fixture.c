@@ -79,6 +79,15 @@ void fixture_open(struct fixture *f, const char *backend)
     append(f, 1, f->other, 40);
 }
 
+void fixture_open_with_budget(struct fixture *f, const char *backend, uint64_t budget, uint64_t n)
+{
+    fixture_init(f, backend);
+    f->config.memory_budget = budget;
+    ck_assert_int_eq(kivi_cache_create(&f->config, &f->cache, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_create(f->cache, &f->seq, NULL), KIVI_OK);
+    append(f, 0, f->seq, n);
+}
+
 void fixture_close(struct fixture *f)
 {
     kivi_cache_destroy(f->cache);
@@ -87,7 +96,7 @@ void fixture_close(struct fixture *f)
     ck_assert_uint_eq(atomic_load(&f->memory.bytes), 0);
 }
 
-static kivi_stats stats_of(const struct fixture *f)
+kivi_stats fixture_stats(const struct fixture *f)
 {
     kivi_stats stats = {.size = sizeof stats};
 
@@ -107,7 +116,7 @@ static void read_contents(const struct fixture *f, struct snapshot *s)
 
 struct snapshot snapshot_take(struct fixture *f, const kivi_seq *seqs, size_t n)
 {
-    struct snapshot s = {.stats = stats_of(f)};
+    struct snapshot s = {.stats = fixture_stats(f)};
     size_t i;
 
     ck_assert_uint_le(n, 4);
@@ -118,25 +127,16 @@ struct snapshot snapshot_take(struct fixture *f, const kivi_seq *seqs, size_t n)
     return s;
 }
 
-/* Of the statistics, what does not depend on blocks kept for reuse; nor, where blocks are shared, on
- * which of them a call that failed had already copied. */
-static kivi_stats visible(kivi_stats stats, int shares)
+/* Of the statistics, what does not depend on blocks kept for reuse. */
+static kivi_stats visible(kivi_stats stats)
 {
-    const kivi_stats plain = {
-        .size = stats.size,
-        .sequences = stats.sequences,
-        .tokens = stats.tokens,
-        .f16_bytes = stats.f16_bytes,
-    };
-
     stats.bookkeeping_bytes = stats.free_bytes = stats.total_bytes = 0;
-    return shares ? plain : stats;
+    return stats;
 }
 
 void snapshot_check(struct snapshot *s, struct fixture *f, const char *what)
 {
-    const int shares = s->stats.shared_bytes > 0;
-    const kivi_stats before = visible(s->stats, shares), after = visible(stats_of(f), shares);
+    const kivi_stats before = visible(s->stats), after = visible(fixture_stats(f));
     struct snapshot now = *s;
     size_t i, layer;
 

@@ -33,11 +33,16 @@ void fixture_init(struct fixture *f, const char *backend);
 /* The same, and the cache with its sequences. */
 void fixture_open(struct fixture *f, const char *backend);
 
+/* A cache with that budget, and of sequences only `seq`: n tokens in layer 0. */
+void fixture_open_with_budget(struct fixture *f, const char *backend, uint64_t budget, uint64_t n);
+
 /* Destroys the cache; fails the test if that leaves anything allocated. */
 void fixture_close(struct fixture *f);
 
 /* Appends n tokens and attends with 2 queries. */
 kivi_item fixture_item(struct fixture *f, kivi_seq seq, uint64_t n);
+
+kivi_stats fixture_stats(const struct fixture *f);
 
 /* What a cache shows to its user. */
 struct snapshot {
@@ -51,7 +56,7 @@ struct snapshot {
 struct snapshot snapshot_take(struct fixture *f, const kivi_seq *seqs, size_t n);
 
 /* Fails the test, naming `what`, unless the cache is as it was; frees the snapshot. The pool may have
- * more free blocks than it had, and a block that was shared may have been copied. */
+ * more free blocks than it had. */
 void snapshot_check(struct snapshot *s, struct fixture *f, const char *what);
 
 void snapshot_free(struct snapshot *s);
