@@ -250,9 +250,14 @@ START_TEST(items)
     pair[1] = fixture_item(&fixture, fixture.stale, 3);
     check_items(pair, 2, NULL, "a destroyed sequence", KIVI_ERROR_SEQUENCE);
     pair[1] = pair[0];
-    check_items(pair, 2, NULL, "two items append to one sequence", KIVI_ERROR_BUSY);
+    check_items(pair, 2, NULL, "two items append to one sequence", KIVI_ERROR_ARGUMENT);
     pair[1].n_new = 0;
-    check_items(pair, 2, NULL, "one item reads what another appends to", KIVI_ERROR_BUSY);
+    check_items(pair, 2, NULL, "one item reads what another appends to", KIVI_ERROR_ARGUMENT);
+    pair[1].n_new = 5;
+    pair[0].n_new = 0;
+    check_items(pair, 2, NULL, "one item appends to what another reads", KIVI_ERROR_ARGUMENT);
+    pair[1].n_new = 0; /* two that read are no mistake */
+    ck_assert_int_eq(kivi_run(fixture.cache, 0, pair, 2, NULL, NULL), KIVI_OK);
     check_items(NULL, 1, NULL, "items is NULL", KIVI_ERROR_ARGUMENT);
     check_items(pair, SIZE_MAX, NULL, "n_items = SIZE_MAX", KIVI_ERROR_MEMORY);
     snapshot_check(&before, &fixture, "mistaken items");

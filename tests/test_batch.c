@@ -187,7 +187,9 @@ START_TEST(all_items_or_none)
     items[6].seq = 999999;
     ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_SEQUENCE);
     items[6].seq = seqs[1]; /* which another item appends to */
-    ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_BUSY);
+    ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_ARGUMENT);
+    ck_assert_ptr_nonnull(strstr(error.message, "items[1] and items[6] are both sequence"));
+    ck_assert_ptr_nonnull(strstr(error.message, "and items[1] appends"));
     items[6].seq = seqs[6];
     items[6].n_q = 77; /* more than it has tokens */
     ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_ARGUMENT);

@@ -527,6 +527,7 @@ START_TEST(busy)
     ck_assert_int_eq(kivi_work_begin(f->cache, 0, &item, 1, NULL, 1, &writer, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, &error), KIVI_ERROR_BUSY);
     check_error("busy", &error, KIVI_ERROR_BUSY);
+    ck_assert_ptr_nonnull(strstr(error.message, "another call"));
     ck_assert_int_eq(kivi_run(f->cache, 0, &reading, 1, NULL, NULL), KIVI_ERROR_BUSY);
     ck_assert_int_eq(kivi_seq_destroy(f->cache, f->seq, NULL), KIVI_ERROR_BUSY);
     ck_assert_int_eq(kivi_seq_truncate(f->cache, f->seq, 5, NULL), KIVI_ERROR_BUSY);

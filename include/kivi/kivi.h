@@ -76,7 +76,8 @@ typedef enum kivi_status {
                                     f16 (65504), or a scaled query beyond 1e30 */
     KIVI_ERROR_BACKEND = -6,     /* the named backend is unknown or not available on this machine */
     KIVI_ERROR_UNSUPPORTED = -7, /* valid, but this backend does not serve it */
-    KIVI_ERROR_BUSY = -8,        /* another call is working on this layer of this sequence */
+    KIVI_ERROR_BUSY = -8,        /* another call is working on this layer of this sequence: the same call
+                                    may succeed once that has ended */
     KIVI_ERROR_FORMAT = -9,      /* saved data is damaged, or of another version or geometry */
     KIVI_ERROR_IO = -10,         /* a read or write callback reported failure */
     KIVI_ERROR_DEVICE = -11      /* the device failed: launch, transfer, driver */
@@ -379,9 +380,9 @@ KIVI_API void kivi_attention_init(kivi_attention *attention);
 
 /*
  * The one way in: does `items` on `layer`, with the library's own threads. All items succeed or none
- * is applied. A sequence may stand in several items only if none of them appends to it. Every query
- * sees the new tokens exactly, as given (rounded to f16), and older tokens as the cache
- * holds them; tokens are quantized after the attention (paper, algorithm 1).
+ * is applied. A sequence may stand in several items only if none of them appends to it
+ * (KIVI_ERROR_ARGUMENT). Every query sees the new tokens exactly, as given (rounded to f16), and older
+ * tokens as the cache holds them; tokens are quantized after the attention (paper, algorithm 1).
  * `attention` may be NULL.
  */
 KIVI_API kivi_status kivi_run(kivi_cache *cache, uint32_t layer, const kivi_item *items,

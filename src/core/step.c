@@ -97,6 +97,53 @@ static kivi_status resolve_item(const kivi_cache *cache, kivi_item *io, size_t i
     return status;
 }
 
+/* One more call is at work on the item's layer, or one less. */
+static void count_call(const struct kivi_work *work, size_t i, int change)
+{
+    struct kivi_layer *layer = work->layers[i];
+
+    *(work->items[i].io.n_new ? &layer->writers : &layer->readers) += (uint32_t)change;
+}
+
+/* The item's layer cannot be worked on now: because of another call, which ends some time, or of the caller's
+ * mistake. */
+static kivi_status refuse(const struct kivi_work *work, uint32_t layer, size_t index,
+                          kivi_error *error)
+{
+    const unsigned long long seq = work->items[index].io.seq;
+    size_t i;
+
+    for (i = 0; i < index; i++)
+        if (work->layers[i] == work->layers[index])
+            return kivi_fail(error, KIVI_ERROR_ARGUMENT,
+                             "items[%zu] and items[%zu] are both sequence %llu, and items[%zu] "
+                             "appends to it",
+                             i, index, seq, work->items[i].io.n_new ? i : index);
+    return kivi_fail(error, KIVI_ERROR_BUSY,
+                     "items[%zu]: another call is working on layer %u of sequence %llu", index,
+                     layer, seq);
+}
+
+/* Finds the item's layer and marks it as at work; `more` tokens are to come, with the item's. */
+static kivi_status mark_item(kivi_cache *cache, struct kivi_work *work, uint32_t layer, size_t i,
+                             uint64_t more, kivi_error *error)
+{
+    const kivi_item *io = &work->items[i].io;
+    struct kivi_sequence *sequence = kivi_sequence_find(cache, io->seq, error);
+    kivi_status status;
+
+    if (!sequence)
+        return error->status;
+    work->layers[i] = &sequence->layers[layer];
+    status = kivi_token_room(cache, layer, more, error);
+    if (status != KIVI_OK)
+        return status;
+    if (work->layers[i]->writers || (io->n_new && work->layers[i]->readers))
+        return refuse(work, layer, i, error);
+    count_call(work, i, 1);
+    return KIVI_OK;
+}
+
 /* Finds the layers and marks them as at work, and counts the tokens that are to come, so that calls at
  * the same time do not exceed the capacity together; on failure does neither. */
 static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t layer,
@@ -104,43 +151,17 @@ static kivi_status mark(kivi_cache *cache, struct kivi_work *work, uint32_t laye
 {
     uint64_t more = 0;
     kivi_status status = KIVI_OK;
-    size_t i;
+    size_t n = 0;
 
-    for (i = 0; i < work->step.n_items && status == KIVI_OK; i++) {
-        const kivi_item *io = &work->items[i].io;
-        struct kivi_sequence *sequence = kivi_sequence_find(cache, io->seq, error);
-
-        if (!sequence) {
-            status = error->status;
-            break;
-        }
-        work->layers[i] = &sequence->layers[layer];
-        more += io->n_new;
-        status = kivi_token_room(cache, layer, more, error);
-        if (status != KIVI_OK)
-            break;
-        if (work->layers[i]->writers || (io->n_new && work->layers[i]->readers))
-            status = kivi_fail(
-                error, KIVI_ERROR_BUSY,
-                "items[%zu]: another item or call is working on layer %u of sequence %llu", i,
-                layer, (unsigned long long)io->seq);
-        else if (io->n_new)
-            work->layers[i]->writers++;
-        else
-            work->layers[i]->readers++;
-        if (status != KIVI_OK)
-            break;
+    for (; n < work->step.n_items && status == KIVI_OK; n++) {
+        more += work->items[n].io.n_new;
+        status = mark_item(cache, work, layer, n, more, error);
     }
-    if (status == KIVI_OK) {
+    if (status == KIVI_OK)
         cache->layer_tokens[layer] += more;
-        return KIVI_OK;
-    }
-    while (i-- > 0) {
-        if (work->items[i].io.n_new)
-            work->layers[i]->writers--;
-        else
-            work->layers[i]->readers--;
-    }
+    else
+        while (--n > 0)
+            count_call(work, n - 1, -1);
     return status;
 }
 
@@ -153,12 +174,9 @@ static void unmark(kivi_cache *cache, struct kivi_work *work, int apply)
     for (i = 0; i < work->step.n_items; i++) {
         if (!apply)
             cache->layer_tokens[layer] -= work->items[i].io.n_new;
-        if (work->items[i].io.n_new) {
+        if (work->items[i].io.n_new)
             kivi_layer_settle(cache, layer, work->layers[i], &work->items[i].after, apply);
-            work->layers[i]->writers--;
-        } else {
-            work->layers[i]->readers--;
-        }
+        count_call(work, i, -1);
     }
 }
 
