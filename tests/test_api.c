@@ -264,6 +264,39 @@ START_TEST(items)
 }
 END_TEST
 
+/* More rows of queries than are counted: refused, and not cut down to what 32 bits hold of them. */
+START_TEST(too_many_queries)
+{
+    static float numbers[65536 * 8];
+    static const struct {
+        uint32_t heads;
+        uint64_t n_q;
+    } cases[] = {{65536, 65536},           {65536, 65535},      {65536, (1u << 14) + 1},
+                 {4, ((uint64_t)1 << 30)}, {1, (1u << 30) + 1}, {1, UINT32_MAX}};
+    kivi_error error;
+    size_t i;
+
+    for (i = 0; i < LENGTH(cases); i++) {
+        kivi_config config = fixture.config;
+        kivi_item item = {.n_q = cases[i].n_q,
+                          .q = {numbers, KIVI_F32, 0, 8}, /* every token has the same queries */
+                          .out = {numbers, KIVI_F32, 0, 8}};
+        kivi_cache *cache;
+
+        config.n_q_heads = cases[i].heads;
+        config.n_kv_heads = 1;
+        config.k_dim = config.v_dim = 8;
+        ck_assert_int_eq(kivi_cache_create(&config, &cache, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_create(cache, &item.seq, NULL), KIVI_OK);
+        memset(&error, 'x', sizeof error);
+        check_refusal("n_q", KIVI_ERROR_ARGUMENT, kivi_run(cache, 0, &item, 1, NULL, &error),
+                      &error);
+        ck_assert_msg(strstr(error.message, "items[0].n_q") != NULL, "%s", error.message);
+        kivi_cache_destroy(cache);
+    }
+}
+END_TEST
+
 START_TEST(attention_parameters)
 {
     const kivi_item item = fixture_item(&fixture, fixture.seq, 3);
@@ -668,6 +701,7 @@ int main(void)
     tcase_add_test(arguments, configurations);
     tcase_add_test(arguments, defaults);
     tcase_add_test(arguments, items);
+    tcase_add_test(arguments, too_many_queries);
     tcase_add_test(arguments, attention_parameters);
     tcase_add_test(arguments, calls);
     tcase_add_test(arguments, parts_out_of_range);

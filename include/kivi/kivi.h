@@ -343,9 +343,9 @@ typedef struct kivi_out {
  */
 typedef struct kivi_item {
     kivi_seq seq;
-    uint64_t n_new;  /* tokens to append: 0 to attend only */
+    uint64_t n_new;  /* tokens to append: 0 to attend only; below 2^32 */
     kivi_in k, v;    /* [n_new][n_kv_heads][k_dim], [n_new][n_kv_heads][v_dim]; unused if n_new is 0 */
-    uint64_t n_q;    /* queries: 0 to append only */
+    uint64_t n_q;    /* queries: 0 to append only. At most 2^30 / (n_q_heads / n_kv_heads) */
     kivi_in q;       /* [n_q][n_q_heads][k_dim] */
     kivi_out out;    /* [n_q][n_q_heads][v_dim] */
     float *lse;      /* [n_q][n_q_heads], natural logarithm of the softmax denominator (sink logit

@@ -12,7 +12,8 @@
 #endif
 
 #define MAX_PARTS 1024u
-#define FAR_POSITION ((uint64_t)1 << 62) /* above every length, and no sum of it overflows */
+#define MAX_QUERY_ROWS ((uint64_t)1 << 30) /* of a kv head: backends count them in 32 bits */
+#define FAR_POSITION ((uint64_t)1 << 62)   /* above every length, and no sum of it overflows */
 
 struct kivi_work {
     kivi_cache *cache;
@@ -90,6 +91,11 @@ static kivi_status resolve_item(const kivi_cache *cache, kivi_item *io, size_t i
     if (io->n_new > UINT32_MAX || io->n_q > UINT32_MAX)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s is more than 2^32 - 1", index,
                          io->n_new > UINT32_MAX ? "n_new" : "n_q");
+    if (io->n_q * g->heads_per_kv > MAX_QUERY_ROWS)
+        return kivi_fail(
+            error, KIVI_ERROR_ARGUMENT,
+            "items[%zu].n_q is %llu: with %u query heads to a kv head, more than 2^30 rows", index,
+            (unsigned long long)io->n_q, g->heads_per_kv);
     if (io->n_new && (status = RESOLVE(k, 0, g->n_kv_heads, g->k_dim)) == KIVI_OK)
         status = RESOLVE(v, 0, g->n_kv_heads, g->v_dim);
     if (status == KIVI_OK && io->n_q && (status = RESOLVE(q, 0, g->n_q_heads, g->k_dim)) == KIVI_OK)

@@ -9,6 +9,9 @@
 /* The same for attention, in the unit of kivi_task.unit_cost: about 5 us. */
 #define SMALL_SHARE 64u
 
+/* More than there can be: sums stay there instead of wrapping. */
+#define TOO_MUCH (SIZE_MAX / 2)
+
 /* Hands out 64-byte aligned pieces of one allocation; with base NULL it only adds up. */
 struct carver {
     char *base;
@@ -19,13 +22,14 @@ static void *carve(struct carver *c, uint64_t n, uint64_t size)
 {
     void *piece = c->base ? c->base + c->at : NULL;
 
-    c->at += (n * size + 63) / 64 * 64;
+    c->at = n < (TOO_MUCH - c->at) / size ? c->at + round_up(n * size, 64) : TOO_MUCH;
     return piece;
 }
 
-static size_t count_tasks(const struct kivi_step *step, uint32_t *task_rows)
+static uint64_t count_tasks(const struct kivi_step *step, uint32_t *task_rows)
 {
-    size_t n = 0, i;
+    uint64_t n = 0;
+    size_t i;
 
     *task_rows = 0;
     for (i = 0; i < step->n_items; i++) {
@@ -33,7 +37,7 @@ static size_t count_tasks(const struct kivi_step *step, uint32_t *task_rows)
 
         if (rows > *task_rows)
             *task_rows = rows < KIVI_ROW_BLOCK ? (uint32_t)rows : KIVI_ROW_BLOCK;
-        n += (size_t)((rows + KIVI_ROW_BLOCK - 1) / KIVI_ROW_BLOCK) * step->geometry->n_kv_heads;
+        n += (rows + KIVI_ROW_BLOCK - 1) / KIVI_ROW_BLOCK * step->geometry->n_kv_heads;
     }
     return n;
 }
@@ -66,7 +70,7 @@ static void make_tasks(struct kivi_plan *plan)
 
     plan->total_cost = 0;
     for (i = 0; i < step->n_items; i++) {
-        const uint32_t rows = (uint32_t)step->items[i].io.n_q * step->geometry->heads_per_kv;
+        const uint32_t rows = (uint32_t)(step->items[i].io.n_q * step->geometry->heads_per_kv);
 
         for (head = 0; head < step->geometry->n_kv_heads; head++) {
             for (row = 0; row < rows; row += KIVI_ROW_BLOCK, task++) {
@@ -105,7 +109,7 @@ static struct kivi_sums carve_sums(struct carver *c, uint64_t rows, uint32_t wid
     return s;
 }
 
-static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
+static void lay_out(struct kivi_plan *plan, struct carver *c, uint64_t n_tasks)
 {
     const struct kivi_step *step = plan->step;
     const struct kivi_geometry *g = step->geometry;
@@ -114,7 +118,7 @@ static void lay_out(struct kivi_plan *plan, struct carver *c, size_t n_tasks)
     uint32_t p;
     size_t i;
 
-    plan->n_tasks = n_tasks;
+    plan->n_tasks = (size_t)n_tasks;
     plan->tasks = carve(c, n_tasks, sizeof *plan->tasks);
     plan->parts = carve(c, step->n_parts, sizeof *plan->parts);
     plan->staged_k = carve(c, step->n_items, sizeof *plan->staged_k);
@@ -189,14 +193,14 @@ struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi
                                  const kivi_allocator *allocator)
 {
     struct kivi_plan sizes = {.kernels = kernels, .step = step}, *plan;
-    const size_t n_tasks = count_tasks(step, &sizes.task_rows);
+    const uint64_t n_tasks = count_tasks(step, &sizes.task_rows);
     const uint64_t rows = (uint64_t)sizes.task_rows * step->geometry->n_kv_heads;
     struct carver carver = {NULL, 0};
 
     sizes.part_rows = rows < KIVI_ROW_BLOCK ? (uint32_t)rows : KIVI_ROW_BLOCK;
     carve(&carver, 1, sizeof sizes);
     lay_out(&sizes, &carver, n_tasks);
-    if (carver.at > SIZE_MAX)
+    if (carver.at >= TOO_MUCH)
         return NULL;
     sizes.bytes = (size_t)carver.at;
     carver.base = allocator->alloc(allocator->context, sizes.bytes, 64);
