@@ -91,7 +91,7 @@ struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan,
 /* ------------------------------------------------------------------ one chunk */
 
 /* Where the packed blocks of token `t` lie, if they are packed: a hint for what is read next. */
-static const void *packed_at(const struct kivi_work *w, uint64_t t,
+static const void *packed_at(const struct kivi_cpu_work *w, uint64_t t,
                              struct kivi_run_of_tokens find(const struct kivi_plan *,
                                                             const struct kivi_part *, size_t,
                                                             uint32_t, uint64_t))
@@ -104,7 +104,7 @@ static const void *packed_at(const struct kivi_work *w, uint64_t t,
 }
 
 /* Scores of tokens [begin, end), begin a multiple of KIVI_UNIT, into part->scores. */
-static void score_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
+static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 {
     const struct kivi_kernels *kernels = w->plan->kernels;
     const struct kivi_step *step = w->plan->step;
@@ -143,7 +143,7 @@ static void score_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
 }
 
 /* Scores to unnormalized weights; tokens that a row does not see get 0. */
-static void weigh_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
+static void weigh_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 {
     const struct kivi_kernels *kernels = w->plan->kernels;
     const struct kivi_step *step = w->plan->step;
@@ -188,7 +188,7 @@ static void weigh_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
     }
 }
 
-static void clear_weights(struct kivi_work *w, uint64_t from, uint64_t to)
+static void clear_weights(struct kivi_cpu_work *w, uint64_t from, uint64_t to)
 {
     uint32_t r;
 
@@ -198,7 +198,7 @@ static void clear_weights(struct kivi_work *w, uint64_t from, uint64_t to)
 }
 
 /* out += weights . values, over tokens [begin, end). */
-static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
+static void sum_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 {
     const struct kivi_kernels *kernels = w->plan->kernels;
     const struct kivi_step *step = w->plan->step;
@@ -246,7 +246,7 @@ static void sum_tokens(struct kivi_work *w, uint64_t begin, uint64_t end)
     }
 }
 
-void kivi_attend_chunk(struct kivi_work *w, uint64_t begin, uint64_t end)
+void kivi_attend_chunk(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 {
     score_tokens(w, begin, end);
     weigh_tokens(w, begin, end);
@@ -258,7 +258,7 @@ void kivi_attend_chunk(struct kivi_work *w, uint64_t begin, uint64_t end)
 /* Queries times the softmax scale, at most: no score of 512 channels of f16 then overflows f32. */
 #define MAX_QUERY 1e30f
 
-int kivi_load_queries(struct kivi_work *w)
+int kivi_load_queries(struct kivi_cpu_work *w)
 {
     const struct kivi_step *step = w->plan->step;
     const struct kivi_geometry *g = step->geometry;

@@ -112,7 +112,7 @@ static void write_rows(const struct kivi_plan *plan, const struct kivi_task *tas
 }
 
 /* Units [from, to) of a part's task are attended to: writes their rows, or leaves a partial result. */
-static void leave(const struct kivi_work *w, uint64_t from, uint64_t to, uint32_t part)
+static void leave(const struct kivi_cpu_work *w, uint64_t from, uint64_t to, uint32_t part)
 {
     const uint32_t width = w->layer->v.dim_pad;
 
@@ -142,7 +142,7 @@ static uint32_t count_together(const struct kivi_plan *plan, const struct kivi_t
     return n > 0 ? n : 1;
 }
 
-static void end_stretch(const struct kivi_work *w)
+static void end_stretch(const struct kivi_cpu_work *w)
 {
     merge_sums(&w->total, &w->stretch, w->task->n_rows, &w->layer->v);
     clear_sums(&w->stretch, w->task->n_rows, w->layer->v.dim_pad);
@@ -158,13 +158,13 @@ static void attend_together(struct kivi_plan *plan, const struct kivi_task *task
     const struct kivi_layer_geometry *layer = &plan->step->geometry->layers[plan->step->layer];
     const uint64_t end = min_u64(tasks->begin + to * KIVI_UNIT, tasks->end);
     struct kivi_part *p = &plan->parts[part];
-    struct kivi_work works[KIVI_ROW_BLOCK];
+    struct kivi_cpu_work works[KIVI_ROW_BLOCK];
     uint64_t t = tasks->begin + from * KIVI_UNIT, next;
     uint32_t i;
 
     for (i = 0; i < n; i++) {
         const size_t row = (size_t)i * tasks->n_rows;
-        struct kivi_work *w = &works[i];
+        struct kivi_cpu_work *w = &works[i];
 
         w->plan = plan;
         w->task = &tasks[i];
