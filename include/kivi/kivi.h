@@ -31,9 +31,13 @@
  *   for reuse (kivi_cache_trim).
  * - Pointers must not be NULL unless "may be NULL" is said. Input and output
  *   arrays must not overlap. Nothing the caller passes is kept after the call
- *   returns, except the allocator in the configuration.
+ *   returns, except the allocator in the configuration, what kivi_work_begin
+ *   says, and arrays on a device, which its stream reads and writes later.
  * - The library never prints, never ends the process, and reads no environment
- *   variable but KIVI_BACKEND and KIVI_MODULE_PATH.
+ *   variable but KIVI_BACKEND and KIVI_MODULE_PATH. What it cannot prevent:
+ *   OpenMP's run-time may end the process if the system refuses it a thread (a
+ *   limit of processes or of address space). With n_threads = 1, or on the host's
+ *   own threads (kivi_work_begin), the library starts none.
  * - Different threads may use one cache at the same time on different sequences
  *   (or different layers of one sequence). A call that would touch a layer of a
  *   sequence while another call is changing it fails with KIVI_ERROR_BUSY.
@@ -319,7 +323,8 @@ typedef enum kivi_dtype { KIVI_F32 = 0, KIVI_F16 = 1, KIVI_BF16 = 2 } kivi_dtype
 /*
  * A read-only array [tokens][heads][dim]: channel c of head h of token t is element
  * t * token_stride + h * head_stride + c of `data`. Strides count elements. Both strides 0
- * mean dense: head_stride = dim, token_stride = heads * dim.
+ * mean dense: head_stride = dim, token_stride = heads * dim. `data` is aligned to its elements: to
+ * 4 bytes for f32, to 2 for f16 and bf16.
  */
 typedef struct kivi_in {
     const void *data;
@@ -406,8 +411,9 @@ KIVI_API kivi_status kivi_attend(kivi_cache *cache, uint32_t layer, kivi_seq seq
  * kivi_run on the host's own threads. Between begin and end, for each phase in order, every part
  * 0 .. n_parts-1 is run once, by any thread; all parts of a phase must have returned before the
  * next phase starts (that barrier is the host's). Nothing is visible in the cache before kivi_work_end
- * returns KIVI_OK. The arrays of the items must stay valid until then, the inputs as they are; `items`
- * itself is copied.
+ * returns KIVI_OK. The arrays of the items and `sink_logits` must stay valid until then, the inputs as
+ * they are; `items` and `attention` themselves are copied. Arrays on a device: until the stream has done
+ * the work that kivi_work_end put there.
  */
 typedef struct kivi_work kivi_work;
 
@@ -478,7 +484,8 @@ KIVI_API kivi_status kivi_cache_load(kivi_cache *cache, kivi_read_fn read, void 
 /*
  * Quantization without a cache, for engines that keep their own. A block is `n_tokens` tokens of
  * one head. "Keys" means grouped per channel, "values" grouped per token; either may be applied to
- * either. The packed order is that of docs/layout.md, whole: codes, scales, minima.
+ * either. The packed order is that of docs/layout.md, whole: codes, scales, minima. A packed block is
+ * aligned to 16 bytes.
  */
 typedef enum kivi_axis {
     KIVI_PER_CHANNEL = 0, /* the paper's keys: n_tokens must be a multiple of group_size */
