@@ -353,6 +353,7 @@ START_TEST(calls)
     REFUSED(ARGUMENT, kivi_work_begin(f->cache, 0, &item, 1, NULL, 1, NULL, error));
     REFUSED(ARGUMENT, kivi_work_end(NULL, error));
     ck_assert_uint_eq(kivi_work_phases(NULL), 0);
+    ck_assert_uint_eq(kivi_work_parts(NULL), 0);
     kivi_work_part(NULL, 0, 0);
     kivi_work_cancel(NULL);
 

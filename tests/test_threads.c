@@ -324,29 +324,33 @@ static void *lend_a_hand(void *context)
 
 #define N_HANDS 4
 
-static void run_on_hands(kivi_cache *cache, const kivi_item *item)
+/* As many hands as there is work for; returns how many. */
+static uint32_t run_on_hands(kivi_cache *cache, const kivi_item *item)
 {
-    struct barrier barrier = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, N_HANDS, 0, 0};
+    struct barrier barrier = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0, 0, 0};
     struct hand hands[N_HANDS];
     pthread_t threads[N_HANDS];
     kivi_work *work_of_all;
     uint32_t i;
 
     ck_assert_int_eq(kivi_work_begin(cache, 0, item, 1, NULL, N_HANDS, &work_of_all, NULL), KIVI_OK);
-    for (i = 0; i < N_HANDS; i++) {
+    barrier.n = kivi_work_parts(work_of_all);
+    ck_assert(barrier.n >= 1 && barrier.n <= N_HANDS);
+    for (i = 0; i < barrier.n; i++) {
         const struct hand hand = {work_of_all, &barrier, i};
 
         hands[i] = hand;
         ck_assert_int_eq(pthread_create(&threads[i], NULL, lend_a_hand, &hands[i]), 0);
     }
-    for (i = 0; i < N_HANDS; i++)
+    for (i = 0; i < barrier.n; i++)
         pthread_join(threads[i], NULL);
     ck_assert_int_eq(kivi_work_end(work_of_all, NULL), KIVI_OK);
     pthread_mutex_destroy(&barrier.mutex);
     pthread_cond_destroy(&barrier.changed);
+    return barrier.n;
 }
 
-/* The same parts, one after the other. */
+/* All parts there could be, one after the other: those beyond do nothing. */
 static void run_alone(kivi_cache *cache, const kivi_item *item)
 {
     kivi_work *work_of_all;
@@ -366,6 +370,7 @@ START_TEST(parts_on_host_threads)
     kivi_item item = fixture_item(&fixture, new_seq(cache), 0);
     const kivi_seq twin = new_seq(cache);
     float *out = malloc(sizeof fixture.out);
+    uint32_t n_hands, least = N_HANDS, most = 0;
     size_t i;
 
     ck_assert_ptr_nonnull(out);
@@ -377,10 +382,14 @@ START_TEST(parts_on_host_threads)
         alone.seq = twin;
         alone.out.data = out;
         alone.lse = NULL;
-        run_on_hands(cache, &item);
+        n_hands = run_on_hands(cache, &item);
+        least = n_hands < least ? n_hands : least;
+        most = n_hands > most ? n_hands : most;
         run_alone(cache, &alone);
         ck_assert_mem_eq(fixture.out, out, (size_t)item.n_q * OUT_FLOATS * sizeof *out);
     }
+    ck_assert_uint_lt(least, N_HANDS);
+    ck_assert_uint_eq(most, backend_is_device(fixture.config.backend) ? 1 : N_HANDS);
     free(out);
     close_cache(cache);
 }

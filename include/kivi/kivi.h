@@ -425,6 +425,12 @@ KIVI_API kivi_status kivi_work_begin(kivi_cache *cache, uint32_t layer, const ki
 /* The number of phases, possibly 0. */
 KIVI_API uint32_t kivi_work_phases(const kivi_work *work);
 
+/*
+ * The number of parts that have work, 1 to n_parts, since small calls gain nothing from many threads: parts
+ * from this number on do nothing in any phase, and need not be run.
+ */
+KIVI_API uint32_t kivi_work_parts(const kivi_work *work);
+
 /* Runs one part of one phase. Failures (a non-finite input) are kept for kivi_work_end. */
 KIVI_API void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part);
 

@@ -320,6 +320,11 @@ uint32_t kivi_work_phases(const kivi_work *work)
     return work ? work->step.n_phases : 0;
 }
 
+uint32_t kivi_work_parts(const kivi_work *work)
+{
+    return work ? work->step.n_parts : 0;
+}
+
 void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part)
 {
     if (work && phase < work->step.n_phases && part < work->step.n_parts)
@@ -386,7 +391,7 @@ kivi_status kivi_run(kivi_cache *cache, uint32_t layer, const kivi_item *items, 
     if (status != KIVI_OK)
         return status;
     n_phases = kivi_work_phases(work);
-    n_parts = work->step.n_parts;
+    n_parts = kivi_work_parts(work);
     for (phase = 0; phase < n_phases; phase++) {
         int part;
 
