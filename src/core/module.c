@@ -1,9 +1,9 @@
 /*
  * The CUDA backend is a module that is opened at run time, so that the library never links CUDA.
  * It is looked for in the directories of KIVI_MODULE_PATH, else in the one it was installed to;
- * never in the working directory.
+ * never in the working directory. A program with more rights than its user ignores the variable.
  */
-#define _DEFAULT_SOURCE
+#define _GNU_SOURCE /* secure_getenv */
 #include "registry.h"
 
 #include <stdio.h>
@@ -67,9 +67,18 @@ static int open_in(const char *directory, size_t length)
     return 1;
 }
 
+static const char *module_path(void)
+{
+#if defined(KIVI_HAVE_SECURE_GETENV)
+    return secure_getenv("KIVI_MODULE_PATH");
+#else
+    return getenv("KIVI_MODULE_PATH");
+#endif
+}
+
 static void load(void)
 {
-    const char *path = getenv("KIVI_MODULE_PATH");
+    const char *path = module_path();
 
     while (path && *path) {
         const size_t length = strcspn(path, ":");
