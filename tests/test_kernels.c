@@ -18,6 +18,7 @@
 #include "support/tables.h"
 
 #define MAX_DIM 512u
+#define MAX_BLOCKS 9u
 #define LENGTH(array) (sizeof(array) / sizeof(array)[0])
 
 /* As ck_assert_msg, which is a system call where it holds: for inner loops. */
@@ -509,6 +510,55 @@ static void check_v_accumulate(struct rng *rng, struct attention_case *c)
     guard_release();
 }
 
+/* Sums of the first `used` tokens of some blocks, all as heavy. */
+static void sum_values(const struct kivi_kernels *table, const struct kivi_layout *l,
+                       const void *blocks, uint32_t used, float *out)
+{
+    float weights[MAX_BLOCKS * KIVI_TILE];
+    uint32_t t;
+
+    for (t = 0; t < MAX_BLOCKS * KIVI_TILE; t++)
+        weights[t] = t < used ? 1 : 0;
+    memset(out, 0, l->dim_pad * sizeof *out);
+    table->v_accumulate(l, weights, MAX_BLOCKS * KIVI_TILE, 1, blocks, used, NULL, out,
+                        KIVI_STANDARD);
+}
+
+/* Tokens that were truncated leave codes, scales and minima behind in their block. */
+START_TEST(forgets_tokens_that_are_gone)
+{
+    struct rng rng = {test_seed(19)};
+    const int n = test_rounds(40, 4000);
+    int i, j;
+
+    for (i = 0; i < n; i++) {
+        const uint32_t dim = 8 * (1 + rng_below(&rng, 32)), bits = all_bits[i % LENGTH(all_bits)];
+        const struct kivi_layout l = kivi_layout_values(bits, dim, all_groups[i % 3]);
+        const uint32_t n_blocks = 1 + rng_below(&rng, MAX_BLOCKS);
+        const uint32_t last = 1 + rng_below(&rng, KIVI_TILE - 1);
+        const uint32_t used = (n_blocks - 1) * KIVI_TILE + last;
+        const size_t bytes = (size_t)n_blocks * l.block_bytes;
+        char *blocks = guard_new(&rng, bytes, 16), *other = guard_new(&rng, bytes, 16);
+        float out[2][MAX_DIM];
+        uint32_t b;
+
+        for (b = 0; b < n_blocks; b++)
+            kivi_kernels_scalar.quantize_v(&l, new_rows(&rng, 0, KIVI_TILE, dim, dim), dim, 0,
+                                           KIVI_TILE, blocks + (size_t)b * l.block_bytes);
+        memcpy(other, blocks, bytes);
+        scramble_values(&rng, &l, last, other + bytes - l.block_bytes);
+        for (j = 0; j < n_tables; j++) {
+            sum_values(tables[j], &l, blocks, used, out[0]);
+            sum_values(tables[j], &l, other, used, out[1]);
+            CHECK(memcmp(out[0], out[1], dim * sizeof out[0][0]) == 0,
+                  "%s: %u bits, dimension %u: %u tokens depend on what follows them",
+                  tables[j]->name, bits, dim, used);
+        }
+        guard_release();
+    }
+}
+END_TEST
+
 /* What the data are: random, or outside of it in a way that the second bound names, or in another. */
 static enum accuracy_rule rule_of(const struct attention_case *c, int n_other_random)
 {
@@ -650,8 +700,7 @@ static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, 
                    what);
         for (r = 0; r < n_rows; r++)
             memset(out + r * out_stride, 0, dim * sizeof *out);
-        tables[i]->f16_accumulate(dim, p, ld, n_rows, rows, stride, tokens, next, out,
-                                  out_stride);
+        tables[i]->f16_accumulate(dim, p, ld, n_rows, rows, stride, tokens, next, out, out_stride);
         check_rows(sums, n_rows, dim, out, NULL, out_stride, i, KIVI_PRECISE, RULE_RANDOM, unused,
                    what);
         for (r = 0; r + 1 < n_rows; r++) {
@@ -782,6 +831,7 @@ int main(void)
     tcase_add_loop_test(tcase, attends_at_every_dimension, 0, LENGTH(all_bits));
     tcase_add_loop_test(tcase, attends_with_every_number_of_rows_and_blocks, 0, LENGTH(all_bits));
     tcase_add_loop_test(tcase, attends_with_every_fill, 0, LENGTH(all_bits));
+    tcase_add_test(tcase, forgets_tokens_that_are_gone);
     tcase_add_test(tcase, attends_over_f16_rows);
     tcase_add_test(tcase, softmax_is_accurate);
     suite_add_tcase(suite, tcase);

@@ -43,6 +43,34 @@ static double one_token(struct rng *rng, enum role role, uint64_t token, uint32_
     return role == ROLE_K && token % 128 == 37 ? 4 * sign_of(channel) + 0.1 * x : x;
 }
 
+/* The same token has most of the weight, and the others the rest, all as much. Values share a pattern over channels:
+ * what rounding does to one weight it does to all, and adds up. */
+static double alike_tokens(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                           uint32_t channel)
+{
+    const double x = rng_normal(rng), pattern = (1 + channel * 7 % 5 / 4.0) * sign_of(channel);
+
+    if (role == ROLE_V)
+        return pattern + 0.3 * x;
+    if (role == ROLE_Q)
+        return channel < 64 ? (0.6 + (double)((token + head) % 6) / 10) * sign_of(channel) : 0;
+    return channel < 64 && token % 128 == 37 ? sign_of(channel) : 0;
+}
+
+/* Queries of two sizes, of which the smaller is nearly one and a half steps of the larger in 127; and that token. */
+static double alike_queries(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                            uint32_t channel)
+{
+    const double x = rng_normal(rng);
+
+    (void)head;
+    if (role == ROLE_Q)
+        return (channel % 16 == 3 || channel % 16 == 7 ? 3 : 0.0351) * sign_of(channel);
+    if (role == ROLE_K)
+        return (token % 128 == 37 ? 2 * sign_of(channel) : 0) + 0.15 * x;
+    return x * (token % 128 == 37 ? 4 : 1);
+}
+
 /* Scores in the hundreds and thousands: the softmax picks one of a few. */
 static double huge_scores(struct rng *rng, enum role role, uint64_t token, uint32_t head,
                           uint32_t channel)
@@ -107,6 +135,8 @@ const struct fill fill_ordinary = {"ordinary", RULE_RANDOM, ordinary};
 const struct fill fill_adversarial[] = {
     {"one channel a thousand times the rest", RULE_ADVERSARIAL, huge_channel},
     {"one token with all the weight", RULE_ADVERSARIAL, one_token},
+    {"tokens alike beside one with most of the weight", RULE_ADVERSARIAL, alike_tokens},
+    {"queries of two sizes", RULE_ADVERSARIAL, alike_queries},
     {"huge scores", RULE_ADVERSARIAL, huge_scores},
     {"constant groups", RULE_ADVERSARIAL, constant_groups},
     {"subnormal numbers", RULE_ADVERSARIAL, subnormal},

@@ -37,10 +37,10 @@ KIVI_INLINE int in_digits(uint32_t bits, kivi_precision precision)
     return precision == KIVI_STANDARD && MOST_DIGITS(bits) > 0;
 }
 
-/* The largest number of so many digits, with room for the carry between two. */
+/* The largest number of so many digits, with room for the carry between two, or for dithers (values.h). */
 KIVI_INLINE float largest_number(uint32_t n_digits, int is_signed)
 {
-    return n_digits == 2 ? 32639.0f : is_signed ? 127.0f : 255.0f;
+    return n_digits == 2 ? 32639.0f : is_signed ? 127.0f : 254.0f;
 }
 
 /* What the codes count from: the middle of their range. */

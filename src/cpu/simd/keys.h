@@ -194,11 +194,13 @@ static void find_scales(struct key_batch *b)
     }
 }
 
-/* Finds the steps of n channels from c on for row r. Adds up their squares, and those of the products of a block on
- * average. n may, and the last two are constants. */
+/* Finds the steps of n channels from c on for row r. Adds up their squares, those of the products of a block on
+ * average, and what rounding the largest products makes of them, towards 0 or away from it: what a token is off by,
+ * but for the middle code, whose codes are all at the ends at which the queries' signs make its score the largest.
+ * n may, and the last two are constants. */
 KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint32_t n,
-                                const float *places, VF *squares, VF *products, uint32_t n_digits,
-                                uint32_t bits)
+                                const float *places, VF *squares, VF *products, VF *aligned,
+                                uint32_t n_digits, uint32_t bits)
 {
     const float *q = b->q[r] + c, *top = (n_digits == 1 ? b->common_top : b->top) + c;
     float *steps = b->steps[r] + c / SET * STEPS, *centres = b->centres[r] + c / SET * STEPS;
@@ -227,10 +229,14 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
             if (16 * w >= n)
                 break;
             y = vf_load(q + at);
-            if (n_digits == 1)
-                *products = vf_fma(vf_mul(y, y), vf_load(b->mean_square + c + at), *products);
-            /* where there is no scale the number is not needed, and might overflow */
             scale = vf_load(top + at);
+            if (n_digits == 1) {
+                const VF number = vf_abs(vf_mul(vf_mul(y, scale), inverse));
+
+                *products = vf_fma(vf_mul(y, y), vf_load(b->mean_square + c + at), *products);
+                *aligned = vf_fma(step, vf_sub(vf_nearest(number), number), *aligned);
+            }
+            /* where there is no scale the number is not needed, and might overflow */
             vf_store(b->counted[r] + c + at,
                      vf_select(vm_less(vf_zero(), scale), vf_mul(y, inverse), vf_zero()));
         }
@@ -238,23 +244,25 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
 }
 
 /* Finds the steps of row r. Returns whether they are fine enough. A step counts for 16 products, which are off by a
- * twelfth of its square, times codes as likely at the ends of their range as in the middle. The last two are
- * constants. */
+ * twelfth of its square, times codes as likely at the ends of their range as in the middle. Products that are alike
+ * are all off the same way: that counts apart. The last two are constants. */
 KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *places,
                                uint32_t n_digits, uint32_t bits)
 {
     const float levels = (float)(1u << bits), code = levels * levels / 12;
     const size_t dim = b->l->dim_pad;
-    VF squares = vf_zero(), products = vf_zero();
-    float error;
+    VF squares = vf_zero(), products = vf_zero(), aligned = vf_zero();
+    float error, aligned_error;
     size_t c;
 
     for (c = 0; c + SET <= dim; c += SET)
-        find_set_steps(b, r, c, SET, places, &squares, &products, n_digits, bits);
+        find_set_steps(b, r, c, SET, places, &squares, &products, &aligned, n_digits, bits);
     if (c < dim)
-        find_set_steps(b, r, c, (uint32_t)(dim - c), places, &squares, &products, n_digits, bits);
+        find_set_steps(b, r, c, (uint32_t)(dim - c), places, &squares, &products, &aligned,
+                       n_digits, bits);
     error = vf_sum(squares) / 4 * 16 / 12 * code;
-    if (error > error_allowed(n_digits, bits))
+    aligned_error = vf_sum(aligned) * middle_code(bits);
+    if (fmaxf(error, aligned_error * aligned_error) > error_allowed(n_digits, bits))
         return 0;
     return n_digits > 1
            || (b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE

@@ -21,7 +21,7 @@ _Static_assert(VALUE_TOKENS <= MAX_DIM, "numbers of floats.h");
 struct value_batch {
     const struct kivi_layout *l;
     const char *blocks;
-    uint32_t n_tokens; /* of whole blocks */
+    uint32_t n_tokens, n_used; /* of whole blocks; those that count */
     uint32_t group;
     uint32_t n_rows;
     uintptr_t ahead; /* what to ask for next; the blocks if nothing is left */
@@ -134,6 +134,26 @@ KIVI_INLINE VF skew_of(const struct unfolded *u, uint32_t i, uint32_t bits, VF s
     return skew;
 }
 
+/*
+ * What is added to weights in steps before they are rounded to one digit. Weights that are alike, as those of most
+ * tokens are beside a large one, would all be rounded the same way, and where tokens' codes are alike as well, that
+ * adds up. Of 32 alike as many are rounded up as their sum asks for: the lanes of a place and the sixteens of a unit
+ * have every 32nd once (ordered dither). 0 stays 0, and the largest is a whole number and stays, too.
+ */
+#define DITHER(i) ((2 * (i) + 1) / 64.0f - 0.5f)
+#define DITHERS(a, b, c, d)                                                                        \
+    {                                                                                              \
+        DITHER(a), DITHER(b), DITHER(c), DITHER(d), DITHER(a), DITHER(b), DITHER(c), DITHER(d),    \
+            DITHER(a), DITHER(b), DITHER(c), DITHER(d), DITHER(a), DITHER(b), DITHER(c), DITHER(d) \
+    }
+
+static const float dithers[4 * MAX_SETS][16] = {
+    DITHERS(0, 16, 8, 24), DITHERS(20, 12, 28, 4), DITHERS(10, 26, 2, 18), DITHERS(30, 6, 22, 14),
+    DITHERS(1, 17, 9, 25), DITHERS(21, 13, 29, 5), DITHERS(11, 27, 3, 19), DITHERS(31, 7, 23, 15),
+};
+
+_Static_assert(4 * MAX_SETS * 4 == 32, "dithers of a place");
+
 /* Folds n of a unit's weights. Adds to the bias, and leaves the steps times `places`. n may, and the last two are constants.
  */
 KIVI_INLINE VF fold_weights(const float *p, const struct unfolded *u, uint32_t n, VF bias,
@@ -164,7 +184,8 @@ KIVI_INLINE VF fold_weights(const float *p, const struct unfolded *u, uint32_t n
         vf_store(steps + v * LANES, vf_mul(step, vf_load(places + v * LANES)));
         KIVI_UNROLL
         for (i = 0; i < 4 * MAX_SETS; i++)
-            product[v][i] = vf_mul(product[v][i], inverse);
+            product[v][i] = n_digits == 1 ? vf_fma(product[v][i], inverse, vf_load(dithers[i]))
+                                          : vf_mul(product[v][i], inverse);
         KIVI_UNROLL
         for (i = 0; i < MAX_SETS; i++)
             bias = round_set(product[v] + 4 * i, centre_steps(step, bits), digits + i * SET,
@@ -173,11 +194,22 @@ KIVI_INLINE VF fold_weights(const float *p, const struct unfolded *u, uint32_t n
     return bias;
 }
 
-/* Folds a unit's tokens from t on, of which n are there, for n_rows rows of p. n may, and the last three are
- * constants. */
+/* Scales or minima of a block's first n tokens, in `room` with zeros after them if these are not all: tokens that are
+ * gone leave theirs behind. */
+KIVI_INLINE const uint16_t *first_of(const uint16_t *from, uint32_t n, uint16_t *room)
+{
+    if (n >= KIVI_TILE)
+        return from;
+    memcpy(room, from, n * sizeof *room);
+    memset(room + n, 0, (KIVI_TILE - n) * sizeof *room);
+    return room;
+}
+
+/* Folds a unit's tokens from t on, of which n are there and `used` count, for n_rows rows of p. n and `used` may, and
+ * the last three are constants. */
 KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint32_t t, uint32_t n,
-                         VF *bias, const float *places, VF skew, uint32_t n_rows, uint32_t n_digits,
-                         uint32_t bits)
+                         uint32_t used, VF *bias, const float *places, VF skew, uint32_t n_rows,
+                         uint32_t n_digits, uint32_t bits)
 {
     const char *block = b->blocks + (size_t)(t / KIVI_TILE) * b->l->block_bytes;
     struct unfolded u;
@@ -188,8 +220,11 @@ KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint3
         const size_t at = (size_t)b->group * KIVI_TILE;
         const uint16_t *scales = kivi_scales_const(b->l, block) + at;
         const uint16_t *minima = kivi_minima_const(b->l, block) + at;
+        uint16_t room[2][KIVI_TILE];
 
         if (16 * i < n) {
+            scales = first_of(scales, used - 16 * i, room[0]);
+            minima = first_of(minima, used - 16 * i, room[1]);
             ask(&b->ahead, 2 * KIVI_TILE * sizeof *scales, bits);
             unfold(&u, i, scales, minima, bits);
             unfold(&u, i + 1, scales + 16, minima + 16, bits);
@@ -220,10 +255,12 @@ KIVI_INLINE int fold_group(struct value_batch *b, const float *p, size_t ld, uin
     find_places(places, bits, SIGNED_WEIGHTS(bits));
     for (r = 0; r < n_rows; r++)
         bias[r] = vf_zero();
-    for (t = 0; t + UNIT_TOKENS <= b->n_tokens; t += UNIT_TOKENS)
-        skew = fold_unit(b, p, ld, t, UNIT_TOKENS, bias, places, skew, n_rows, n_digits, bits);
+    for (t = 0; t + UNIT_TOKENS <= b->n_used; t += UNIT_TOKENS)
+        skew = fold_unit(b, p, ld, t, UNIT_TOKENS, UNIT_TOKENS, bias, places, skew, n_rows,
+                         n_digits, bits);
     if (t < b->n_tokens)
-        skew = fold_unit(b, p, ld, t, b->n_tokens - t, bias, places, skew, n_rows, n_digits, bits);
+        skew = fold_unit(b, p, ld, t, b->n_tokens - t, b->n_used - t, bias, places, skew, n_rows,
+                         n_digits, bits);
     for (r = 0; r < n_rows; r++)
         b->bias[r] = vf_sum(bias[r]);
     return vm_lanes(vm_less(vf_zero(), skew)) != 0;
@@ -300,6 +337,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
     for (t = 0; t < whole; t += VALUE_TOKENS) {
         b.blocks = (const char *)blocks + (size_t)(t / KIVI_TILE) * l->block_bytes;
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
+        b.n_used = n_tokens - t < VALUE_TOKENS ? n_tokens - t : VALUE_TOKENS;
         for (g = 0; g < l->n_groups; g++) {
             b.group = g;
             b.ahead = ahead;
