@@ -337,7 +337,8 @@ START_TEST(calls)
     REFUSED(ARGUMENT, kivi_forward(f->cache, 0, f->seq, 1, f->k, f->v, NULL, f->out, NULL, error));
     REFUSED(ARGUMENT, kivi_forward(f->cache, 0, f->seq, 1, f->k, f->v, f->q, NULL, NULL, error));
     REFUSED(SEQUENCE, kivi_forward(f->cache, 0, 0, 1, f->k, f->v, f->q, f->out, NULL, error));
-    REFUSED(SEQUENCE, kivi_forward(f->cache, 0, f->stale, 1, f->k, f->v, f->q, f->out, NULL, error));
+    REFUSED(SEQUENCE,
+            kivi_forward(f->cache, 0, f->stale, 1, f->k, f->v, f->q, f->out, NULL, error));
     REFUSED(ARGUMENT, kivi_append(NULL, 0, f->seq, 1, item.k, item.v, error));
     REFUSED(ARGUMENT, kivi_append(f->cache, 9, f->seq, 1, item.k, item.v, error));
     REFUSED(SEQUENCE, kivi_append(f->cache, 0, f->stale, 1, item.k, item.v, error));
@@ -381,6 +382,32 @@ START_TEST(parts_out_of_range)
     kivi_work_part(work, 0, UINT32_MAX);
     kivi_work_cancel(work);
     snapshot_check(&before, f, "parts out of range");
+}
+END_TEST
+
+/* A host that forgets a part, of whatever phase, has not done the call. */
+START_TEST(parts_left_out)
+{
+    struct fixture *f = &fixture;
+    const kivi_item item = fixture_item(f, f->seq, 200);
+    struct snapshot before = snapshot_take(f, &f->seq, 1);
+    uint32_t n_phases, n_parts, left_out, i;
+
+    for (left_out = 0; left_out == 0 || left_out < n_phases * n_parts; left_out++) {
+        kivi_error error;
+        kivi_work *work;
+
+        ck_assert_int_eq(kivi_work_begin(f->cache, 0, &item, 1, NULL, 3, &work, NULL), KIVI_OK);
+        n_phases = kivi_work_phases(work);
+        n_parts = kivi_work_parts(work);
+        ck_assert_uint_gt(n_phases * n_parts, 0);
+        for (i = 0; i < n_phases * n_parts; i++)
+            if (i != left_out)
+                kivi_work_part(work, i / n_parts, i % n_parts);
+        ck_assert_int_eq(kivi_work_end(work, &error), KIVI_ERROR_ARGUMENT);
+        ck_assert_msg(strstr(error.message, "parts"), "%s", error.message);
+    }
+    snapshot_check(&before, f, "parts left out");
 }
 END_TEST
 
@@ -545,7 +572,8 @@ START_TEST(save_and_load)
     REFUSED(ARGUMENT, kivi_cache_load(f->cache, NULL, NULL, old_seqs, new_seqs, 4, &n, error));
     REFUSED(ARGUMENT, kivi_cache_load(f->cache, read_zeros, NULL, NULL, new_seqs, 4, &n, error));
     REFUSED(ARGUMENT, kivi_cache_load(f->cache, read_zeros, NULL, old_seqs, NULL, 4, &n, error));
-    REFUSED(ARGUMENT, kivi_cache_load(f->cache, read_zeros, NULL, old_seqs, new_seqs, 4, NULL, error));
+    REFUSED(ARGUMENT,
+            kivi_cache_load(f->cache, read_zeros, NULL, old_seqs, new_seqs, 4, NULL, error));
     REFUSED(FORMAT, kivi_cache_load(f->cache, read_zeros, NULL, old_seqs, new_seqs, 4, &n, error));
     REFUSED(IO, kivi_cache_load(f->cache, read_nothing, NULL, old_seqs, new_seqs, 4, &n, error));
     snapshot_check(&before, f, "mistaken saving and loading");
@@ -706,6 +734,7 @@ int main(void)
     tcase_add_test(arguments, attention_parameters);
     tcase_add_test(arguments, calls);
     tcase_add_test(arguments, parts_out_of_range);
+    tcase_add_test(arguments, parts_left_out);
     tcase_add_test(arguments, positions_beyond_the_end);
     tcase_add_test(arguments, sequences);
     tcase_add_test(arguments, rotary_embedding);

@@ -322,7 +322,7 @@ typedef enum kivi_dtype { KIVI_F32 = 0, KIVI_F16 = 1, KIVI_BF16 = 2 } kivi_dtype
 
 /*
  * A read-only array [tokens][heads][dim]: channel c of head h of token t is element
- * t * token_stride + h * head_stride + c of `data`. Strides count elements. Both strides 0
+ * t * token_stride + h * head_stride + c of `data`. Strides count elements. A stride of 0
  * mean dense: head_stride = dim, token_stride = heads * dim. `data` is aligned to its elements: to
  * 4 bytes for f32, to 2 for f16 and bf16.
  */
@@ -356,8 +356,9 @@ typedef struct kivi_item {
     float *lse;      /* [n_q][n_q_heads], natural logarithm of the softmax denominator (sink logit
                         included, -inf for a row that saw nothing); may be NULL */
     uint64_t q_position; /* position of the first query: it sees the tokens up to and including its
-                            own position. KIVI_NEWEST: length after the append, minus n_q. At or above
-                            the length, every token is seen (another machine holds the rest). */
+                            own position. KIVI_NEWEST, for prompts and decoding: length after the
+                            append, minus n_q. 0 is the sequence's first token: always set it. At or
+                            above the length, every token is seen (another machine holds the rest). */
 } kivi_item;
 
 /*
@@ -434,7 +435,8 @@ KIVI_API uint32_t kivi_work_parts(const kivi_work *work);
 /* Runs one part of one phase. Failures (a non-finite input) are kept for kivi_work_end. */
 KIVI_API void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part);
 
-/* Applies the call, or reports why not, and frees `work` either way. */
+/* Applies the call, or reports why not (not all parts of all phases were run: KIVI_ERROR_ARGUMENT), and frees
+ * `work` either way. */
 KIVI_API kivi_status kivi_work_end(kivi_work *work, kivi_error *error);
 
 /* Frees `work` without applying it: the cache stays as before kivi_work_begin. NULL is ignored. */

@@ -23,6 +23,7 @@ struct kivi_layer {
 
 struct kivi_sequence {
     kivi_seq id;
+    uint64_t epoch; /* the latest round that met it: see kivi_cache.epoch */
     struct kivi_layer layers[];
 };
 
@@ -44,7 +45,7 @@ struct kivi_cache {
     uint64_t *generations;            /* of each slot: part of its sequence's id */
     uint32_t n_sequences, first_free; /* no slot below first_free is free */
     uint64_t *layer_tokens; /* sum over sequences of the tokens of a layer */
-    uint64_t epoch; /* the number of the latest round over layers, of statistics or of a call */
+    uint64_t epoch; /* the number of the latest round over layers or sequences: of statistics or a call */
 };
 
 /* If the caller wants no detail, the core still does: `KIVI_DETAIL(error);` opens such a function. */

@@ -95,6 +95,23 @@ static int none_negative(const uint16_t *halves, size_t n)
     return all >> 15 == 0;
 }
 
+/* The largest dequantized number of a block, f16 but for the rounding of its scale. */
+#define LARGEST 65600.0f
+
+/* Scales and minima of a block that something can have been quantized to. */
+static int are_sound(const struct kivi_layout *l, const void *block)
+{
+    const uint16_t *scales = kivi_scales_const(l, block), *minima = kivi_minima_const(l, block);
+    const float top = (float)((1u << l->bits) - 1);
+    const size_t n = l->scale_bytes / sizeof *scales;
+    int sound = none_negative(scales, n) && all_finite(scales, n) && all_finite(minima, n);
+    size_t i;
+
+    for (i = 0; i < n; i++)
+        sound &= kivi_f32_from_f16(minima[i]) + top * kivi_f32_from_f16(scales[i]) <= LARGEST;
+    return sound;
+}
+
 /* kivi_format_visit */
 static kivi_status get_block(void *reader, const struct kivi_layout *l, void *to, uint32_t tokens,
                              kivi_error *error)
@@ -110,10 +127,9 @@ static kivi_status get_block(void *reader, const struct kivi_layout *l, void *to
     kivi_format_swap(data, l->bits == 16 ? 0 : l->code_bytes,
                      l->bits == 16 ? l->block_bytes : 2 * (size_t)l->scale_bytes);
     sound = l->bits == 16 ? all_finite((const uint16_t *)(void *)data, l->block_bytes / 2)
-                          : none_negative(kivi_scales_const(l, data), l->scale_bytes / 2)
-                                && all_finite(kivi_scales_const(l, data), l->scale_bytes);
+                          : are_sound(l, data);
     if (!sound)
-        return damaged(error, "a scale is negative, or a scale, minimum or number not finite");
+        return damaged(error, "a number is not finite, or a scale negative or too large");
     return r->cache->backend->block_write(r->cache->context, to, 0, data, l->block_bytes, error);
 }
 
@@ -156,7 +172,8 @@ static kivi_status check_layer(const struct reader *r, uint32_t index,
                          "saved data: layer %u has %u and %u bits, in this cache %u and %u", index,
                          s->k_bits, s->v_bits, l->k.bits, l->v.bits);
     if (s->n > MAX_HEAD_TOKENS / g->n_kv_heads || s->k_base >= g->residual_length
-        || s->k_base % g->group_size || s->k_packed != kivi_keys_packed(g, s->n, s->k_base)
+        || s->k_base > s->n || s->k_base % g->group_size
+        || s->k_packed != kivi_keys_packed(g, s->n, s->k_base)
         || s->v_packed != kivi_values_packed(g, s->n) || s->k_low > s->k_packed
         || s->v_low > s->v_packed || s->n - s->k_low > MAX_ROWS || s->n - s->v_low > MAX_ROWS
         || s->payload != kivi_payload_bytes(g, index, s))

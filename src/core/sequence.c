@@ -238,21 +238,22 @@ kivi_status kivi_seq_fork(kivi_cache *cache, kivi_seq source, kivi_seq *seq, kiv
 }
 
 /* Finds sequences [0, n), which must be distinct and idle. */
-static kivi_status find_all(const kivi_cache *cache, const kivi_seq *seqs, size_t n,
+static kivi_status find_all(kivi_cache *cache, const kivi_seq *seqs, size_t n,
                             struct kivi_sequence **sequences, kivi_error *error)
 {
-    size_t i, j;
+    size_t i;
 
+    cache->epoch++;
     for (i = 0; i < n; i++) {
         kivi_status status;
 
         sequences[i] = kivi_sequence_find(cache, seqs[i], error);
         if (!sequences[i])
             return error->status;
-        for (j = 0; j < i; j++)
-            if (seqs[j] == seqs[i])
-                return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                                 "seqs[%zu] and seqs[%zu] are the same sequence", j, i);
+        if (sequences[i]->epoch == cache->epoch)
+            return kivi_fail(error, KIVI_ERROR_ARGUMENT,
+                             "seqs[%zu] is the same sequence as one before it", i);
+        sequences[i]->epoch = cache->epoch;
         status = kivi_sequence_idle(cache, sequences[i], 1, error);
         if (status != KIVI_OK)
             return status;

@@ -5,6 +5,7 @@
 #include "cache.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #if defined(_OPENMP)
@@ -19,6 +20,7 @@ struct kivi_work {
     kivi_cache *cache;
     struct kivi_step step;
     size_t bytes;               /* of this allocation */
+    atomic_uint_fast64_t n_run; /* parts, of all phases */
     struct kivi_layer **layers; /* of each item */
     struct kivi_step_item items[];
 };
@@ -71,10 +73,10 @@ static kivi_status resolve_array(const void *data, kivi_dtype dtype, int is_outp
     if (dtype != KIVI_F32 && dtype != KIVI_F16 && (is_output || dtype != KIVI_BF16))
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s.dtype is %d", index, name,
                          (int)dtype);
-    if (*token_stride == 0 && *head_stride == 0) {
+    if (*head_stride == 0)
         *head_stride = (ptrdiff_t)dim;
+    if (*token_stride == 0)
         *token_stride = (ptrdiff_t)heads * (ptrdiff_t)dim;
-    }
     return KIVI_OK;
 }
 
@@ -327,8 +329,10 @@ uint32_t kivi_work_parts(const kivi_work *work)
 
 void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part)
 {
-    if (work && phase < work->step.n_phases && part < work->step.n_parts)
+    if (work && phase < work->step.n_phases && part < work->step.n_parts) {
         work->cache->backend->part(work->cache->context, &work->step, phase, part);
+        atomic_fetch_add_explicit(&work->n_run, 1, memory_order_relaxed);
+    }
 }
 
 static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
@@ -343,23 +347,31 @@ static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
     return status;
 }
 
-kivi_status kivi_work_end(kivi_work *work, kivi_error *error)
-{
-    kivi_status status;
-    KIVI_DETAIL(error);
-
-    if (!work)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "work is NULL");
-    status = finish(work, 1, error);
-    return status == KIVI_OK ? kivi_succeed(error) : status;
-}
-
 void kivi_work_cancel(kivi_work *work)
 {
     kivi_error error;
 
     if (work)
         finish(work, 0, &error);
+}
+
+kivi_status kivi_work_end(kivi_work *work, kivi_error *error)
+{
+    kivi_status status;
+    uint64_t n, n_run;
+    KIVI_DETAIL(error);
+
+    if (!work)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "work is NULL");
+    n = (uint64_t)work->step.n_phases * work->step.n_parts;
+    n_run = atomic_load(&work->n_run);
+    if (n_run != n) {
+        kivi_work_cancel(work);
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%llu parts of %llu in all phases were run",
+                         (unsigned long long)n_run, (unsigned long long)n);
+    }
+    status = finish(work, 1, error);
+    return status == KIVI_OK ? kivi_succeed(error) : status;
 }
 
 static uint32_t team_size(const kivi_cache *cache)
