@@ -92,7 +92,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
 
     /* ------------------------------------------------------------ queries */
 
-    /* The warp's rows, each times a power of 2 that makes its largest number 8 to 16. */
+    /* The warp's rows, each times a power of 2: kivi_cuda_load_query. */
     __device__ __forceinline__ void load_queries(float *factors, uint32_t n_rows)
     {
         constexpr int PER_LANE = D / 32;
@@ -405,7 +405,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
     __device__ __forceinline__ void dot_codes(uint32_t keys, uint32_t scales, float sum[4][4]) const
     {
         const int k = kivi_cuda_raise(
-            kivi_cuda_largest((const unsigned char *)__cvta_shared_to_generic(scales), D, lane), 11);
+            kivi_cuda_largest((const unsigned char *)__cvta_shared_to_generic(scales), D, lane), KIVI_CUDA_SCALE_BITS);
         const uint32_t power = kivi_cuda_power2(k);
         const float down = kivi_cuda_power(-k);
         float lows[4][4] = {}, bias[4] = {0, 0, 0, 0};

@@ -251,7 +251,7 @@ template <class F>
 __device__ __forceinline__ void kivi_cuda_score_packed(const F &f, const unsigned char *shared,
                                                        float score[4][2])
 {
-    const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), 11);
+    const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), KIVI_CUDA_SCALE_BITS);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
     float sum[2][4] = {}, bias[2];
 
@@ -275,7 +275,7 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
         kivi_cuda_score_packed(f, shared, score);
 }
 
-/* Whether a unit's scales keep quick operands in f16's normal range: queries are below 16, weights at most
+/* Whether a unit's scales keep quick operands in f16's normal range: queries are below 2^8, weights at most
  * 2^14. */
 template <class F>
 __device__ __forceinline__ bool kivi_cuda_is_usual(const F &f, const unsigned char *shared)
@@ -283,7 +283,7 @@ __device__ __forceinline__ bool kivi_cuda_is_usual(const F &f, const unsigned ch
     const uint32_t k = kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane);
     const uint32_t v = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
 
-    return k - 0x1c00u <= 0x6bfdu - 0x1c00u    /* 2^-8 to 4090 */
+    return k - 0x0c00u <= 0x5bfdu - 0x0c00u    /* 2^-12 to 255.6 */
            && v - 0x1000u < 0x4400u - 0x1000u; /* 2^-11 to below 4 */
 }
 

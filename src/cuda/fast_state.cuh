@@ -234,8 +234,14 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     }
 };
 
+/* Queries are taken times a power of 2 that makes a row's largest number 2^7 to 2^8, and scales, where they matter, so
+ * that the largest has exponent 7: their product is an f16. The second of two numbers is a subnormal if the first is
+ * small: what it loses is next to nothing beside the row's largest, but not beside a key a thousand times the rest. */
+#define KIVI_CUDA_QUERY_BITS 8
+#define KIVI_CUDA_SCALE_BITS (15 - KIVI_CUDA_QUERY_BITS)
+
 /* A row of queries, by a warp: the lane's N numbers times `by`, zeros if there is no such row. Returns x such that
- * 2^x times the row's largest number is 8 to 16. */
+ * 2^x times the row's largest number is just below 2^KIVI_CUDA_QUERY_BITS. */
 template <int N>
 __device__ __forceinline__ int kivi_cuda_load_query(const kivi_cuda_step &s, const kivi_cuda_item &item,
                                                     const kivi_cuda_segment &segment, uint32_t row, uint32_t n_rows,
@@ -261,7 +267,7 @@ __device__ __forceinline__ int kivi_cuda_load_query(const kivi_cuda_step &s, con
     if (!finite)
         kivi_cuda_report(s, segment.item, token, 0);
     max = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
-    return max > 0x1p-100f ? 130 - (int)(__float_as_uint(max) >> 23) : 100;
+    return max > 0x1p-100f ? 126 + KIVI_CUDA_QUERY_BITS - (int)(__float_as_uint(max) >> 23) : 100;
 }
 
 /* 2^x, as far as f32 has it. */

@@ -29,7 +29,7 @@ run() {
 for stage; do
     case $stage in
     tests)
-        for test in schedule golden batch oracle seq save drop faults stress threads device devices; do
+        for test in schedule golden batch oracle seq truncate save drop faults stress threads device devices; do
             run "$test" "$build/tests/cuda/test_cuda_$test"
         done ;;
     memcheck | racecheck)
