@@ -147,7 +147,7 @@ typedef enum kivi_memory {
 
 /*
  * Fill with kivi_config_init, then set at least the first five fields of the model.
- * Later versions append fields; `size` tells the library which ones the caller knows.
+ * Later versions may append fields; `size` tells them which ones the caller knows (docs/building.md).
  */
 typedef struct kivi_config {
     size_t size; /* sizeof(kivi_config); set by kivi_config_init */

@@ -27,8 +27,9 @@ static kivi_status check(const kivi_config *config, kivi_error *error)
 {
     if (config->size != sizeof *config)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                         "config.size is %zu, not %zu: call kivi_config_init first", config->size,
-                         sizeof *config);
+                         "config.size is %zu, not %zu: kivi_config_init was not called, or is of a "
+                         "later version",
+                         config->size, sizeof *config);
     if (config->max_sequences < 1 || config->max_sequences > MAX_SEQUENCES)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "max_sequences is %u, not 1 to %u",
                          config->max_sequences, MAX_SEQUENCES);

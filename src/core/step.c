@@ -43,7 +43,8 @@ static kivi_status resolve_attention(const kivi_cache *cache, const kivi_attenti
     if (given) {
         if (given->size != sizeof *given)
             return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                             "attention.size is %zu, not %zu: call kivi_attention_init first",
+                             "attention.size is %zu, not %zu: kivi_attention_init was not called, "
+                             "or is of a later version",
                              given->size, sizeof *given);
         *attention = *given;
     }
