@@ -11,7 +11,7 @@
 #include <stdlib.h>
 
 enum { THREADS = 3, PARTS = 4, SEQUENCES = 3, Q_HEADS = 8, KV_HEADS = 2, DIM = 64 };
-enum { PROMPT = 2000, STEPS = 8, KV_ROW = KV_HEADS * DIM, Q_ROW = Q_HEADS * DIM };
+enum { PROMPT = 700, STEPS = 8, KV_ROW = KV_HEADS * DIM, Q_ROW = Q_HEADS * DIM };
 
 /* Fewer threads than parts: the next free thread takes the next part. */
 static struct {
@@ -144,7 +144,7 @@ static kivi_status step(kivi_cache *cache, kivi_seq seqs[2][SEQUENCES], const ui
 
 int main(void)
 {
-    const uint64_t prompts[SEQUENCES] = {PROMPT, 700, 31}, one[SEQUENCES] = {1, 1, 1};
+    const uint64_t prompts[SEQUENCES] = {PROMPT, 300, 31}, one[SEQUENCES] = {1, 1, 1};
     unsigned state = 1;
     double worst = 0;
     kivi_config config;

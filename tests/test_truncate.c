@@ -43,8 +43,8 @@ START_TEST(truncation_inside_the_residual_is_exact)
 
     open_default(&s, _i);
     residual = s.config.residual_length;
-    for (n = 0; n < 3 * residual; n += 13) {
-        for (cut = n / residual * residual; cut <= n; cut += 9) {
+    for (n = 0; n < 3 * residual; n += 19) {
+        for (cut = n / residual * residual; cut <= n; cut += 11) {
             snprintf(what, sizeof what, "from %llu to %llu tokens", (unsigned long long)n,
                      (unsigned long long)cut);
             check_exact(&s, n, cut, what);
@@ -69,7 +69,7 @@ START_TEST(rollback_is_exact_at_any_moment)
         config.rollback = rollbacks[i];
         config.n_sink = i == 2 ? 5 : 0;
         session_open(&s, &config, backend_name(_i));
-        for (n = rollbacks[i]; n < 300; n += 11) {
+        for (n = rollbacks[i]; n < 300; n += 23) {
             snprintf(what, sizeof what, "rollback of %u from %llu tokens", rollbacks[i],
                      (unsigned long long)n);
             check_exact(&s, n, n - rollbacks[i], what);
@@ -93,7 +93,7 @@ START_TEST(rollback_and_then_a_cut_inside_the_residual)
     for (i = 0; i < sizeof rollbacks / sizeof *rollbacks; i++) {
         config.rollback = rollbacks[i];
         session_open(&s, &config, backend_name(_i));
-        for (n = 2 * residual + rollbacks[i] - 1; n < 5 * residual; n += 1 + n % 8) {
+        for (n = 2 * residual + rollbacks[i] - 1; n < 5 * residual; n += 3 + n % 8) {
             const kivi_seq a = session_new(&s), b = session_new(&s);
 
             back = n - rollbacks[i];
@@ -297,7 +297,7 @@ START_TEST(exact_is_as_if_the_tokens_had_never_come)
     struct rng rng = {test_seed(0xe8ac7) + (uint64_t)_i};
     int i;
 
-    for (i = test_rounds(16, 100); i > 0; i--) {
+    for (i = test_rounds(8, 100); i > 0; i--) {
         struct session s;
         kivi_config config;
 
