@@ -15,6 +15,7 @@ int backend_is_device(const char *name);
 
 /* Whether the long tier was asked for: KIVI_TEST_LONG is set and not 0. */
 int test_is_long(void);
+int test_is_short(void); /* KIVI_TEST_SHORT: under emulators and sanitizers */
 
 /* Rounds of a random test: `rounds`, in the long tier `in_long`, and with KIVI_TEST_SHORT, for emulators and sanitizers,
  * an eighth of `rounds`. */

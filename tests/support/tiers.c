@@ -20,11 +20,16 @@ int test_is_long(void)
     return is_set("KIVI_TEST_LONG");
 }
 
+int test_is_short(void)
+{
+    return is_set("KIVI_TEST_SHORT") && !test_is_long();
+}
+
 int test_rounds(int rounds, int in_long)
 {
     if (test_is_long())
         return in_long;
-    return is_set("KIVI_TEST_SHORT") ? (rounds + 7) / 8 : rounds;
+    return test_is_short() ? (rounds + 7) / 8 : rounds;
 }
 
 unsigned long long test_seed(unsigned long long seed)
