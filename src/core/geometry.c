@@ -2,14 +2,13 @@
 
 #include "error.h"
 
-#define MAX_DIM 512u
 #define MAX_LAYERS 4096u
 #define MAX_HEADS 65536u
 #define MAX_ROWS 4096u /* residual, sinks, rollback */
 
 static int is_dim(uint32_t dim)
 {
-    return dim >= 8 && dim <= MAX_DIM && dim % 8 == 0;
+    return dim >= 8 && dim <= KIVI_MAX_DIM && dim % 8 == 0;
 }
 
 static int is_bits(uint32_t bits)
@@ -32,8 +31,10 @@ kivi_status kivi_geometry_check(const kivi_config *c, kivi_error *error)
             c->n_q_heads, MAX_HEADS);
     REQUIRE(c->n_q_heads % c->n_kv_heads == 0, "n_q_heads %u is not a multiple of n_kv_heads %u",
             c->n_q_heads, c->n_kv_heads);
-    REQUIRE(is_dim(c->k_dim), "k_dim is %u, not a multiple of 8 from 8 to %u", c->k_dim, MAX_DIM);
-    REQUIRE(is_dim(c->v_dim), "v_dim is %u, not a multiple of 8 from 8 to %u", c->v_dim, MAX_DIM);
+    REQUIRE(is_dim(c->k_dim), "k_dim is %u, not a multiple of 8 from 8 to %u", c->k_dim,
+            KIVI_MAX_DIM);
+    REQUIRE(is_dim(c->v_dim), "v_dim is %u, not a multiple of 8 from 8 to %u", c->v_dim,
+            KIVI_MAX_DIM);
     REQUIRE(is_bits(c->k_bits), "k_bits is %u, not 2, 4, 8 or 16", c->k_bits);
     REQUIRE(is_bits(c->v_bits), "v_bits is %u, not 2, 4, 8 or 16", c->v_bits);
     for (i = 0; i < c->n_layers; i++) {

@@ -21,7 +21,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KIVI_TILE 32u /* tokens of a tile of key codes, and of a value block */
+#define KIVI_MAX_DIM 512u /* channels of a head, at most */
+#define KIVI_TILE 32u     /* tokens of a tile of key codes, and of a value block */
 
 struct kivi_layout {
     uint32_t bits;         /* 2, 4, 8 or 16 */

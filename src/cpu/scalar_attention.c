@@ -7,8 +7,6 @@
 #include "../core/half.h"
 #include "scalar.h"
 
-#define KIVI_MAX_DIM 512
-
 void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t n_rows,
                           const void *blocks, uint32_t n_blocks, const void *next, float *scores,
                           size_t ld, kivi_precision precision)

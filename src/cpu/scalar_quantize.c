@@ -4,8 +4,6 @@
 #include "quantize.h"
 #include "scalar.h"
 
-#define MAX_DIM 512
-
 static uint32_t read_code(const uint32_t *codes, size_t word, uint32_t shift, uint32_t bits)
 {
     return codes[word] >> shift & ((1u << bits) - 1u);
@@ -93,7 +91,7 @@ void kivi_dequantize_k(const struct kivi_layout *l, const void *block, uint32_t 
                        uint32_t count, float *rows)
 {
     const uint32_t fields = ((1u << l->bits) - 1u) * 0x01010101u; /* a code in each byte */
-    float scales[MAX_DIM], minima[MAX_DIM];
+    float scales[KIVI_MAX_DIM], minima[KIVI_MAX_DIM];
     uint32_t t, c, i, shift;
 
     if (l->bits == 16) {

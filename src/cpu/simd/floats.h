@@ -60,7 +60,7 @@ KIVI_INLINE float code_unit(uint32_t bits)
 
 /* Numbers of rows times scales, and what the middles add. */
 struct float_operands {
-    float scaled[MAX_ROWS][MAX_DIM], bias[MAX_ROWS];
+    float scaled[MAX_ROWS][KIVI_MAX_DIM], bias[MAX_ROWS];
 };
 
 /* ------------------------------------------------------------------ folding */
@@ -237,7 +237,7 @@ KIVI_INLINE void sum_vectors(const struct float_operands *f, const struct kivi_l
     }
 }
 
-/* Adds the values of a group, at most MAX_DIM, with weights p to the rows of `out`. The last two are constants. */
+/* Adds the values of a group, at most KIVI_MAX_DIM, with weights p to the rows of `out`. The last two are constants. */
 KIVI_INLINE void sum_floats(const struct kivi_layout *l, const float *const *p, const char *blocks,
                             uint32_t n_tokens, uint32_t group, uintptr_t ahead, float *out,
                             uint32_t rows, uint32_t bits)

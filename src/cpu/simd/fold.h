@@ -19,7 +19,6 @@
 #ifndef KIVI_SIMD_FOLD_H
 #define KIVI_SIMD_FOLD_H
 
-#define MAX_DIM 512
 #define VECTORS (16 / LANES) /* of 16 lanes, the unit in which numbers are rounded */
 
 #define SET 64u

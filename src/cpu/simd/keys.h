@@ -28,13 +28,15 @@ struct key_batch {
     struct {
         uint32_t channel, word, shift; /* word: of a tile's first token */
     } outlier[OUTLIERS];
-    float top[MAX_DIM], common_top[MAX_DIM]; /* largest scales; 0 for outliers in the second */
-    float mean_square[MAX_DIM];              /* of the scales */
+    float top[KIVI_MAX_DIM];         /* largest scales, */
+    float common_top[KIVI_MAX_DIM];  /* and 0 for outliers */
+    float mean_square[KIVI_MAX_DIM]; /* of the scales */
     uint16_t outlier_scale[KEY_BLOCKS][OUTLIER_LANES];
     float outlier_q[MAX_ROWS][OUTLIER_LANES];
     float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIER_LANES];
-    float counted[MAX_ROWS][MAX_DIM]; /* q, so that times a scale it counts steps */
-    float steps[MAX_ROWS][MAX_DIM / SET * STEPS], centres[MAX_ROWS][MAX_DIM / SET * STEPS];
+    float counted[MAX_ROWS][KIVI_MAX_DIM]; /* q, so that times a scale it counts steps */
+    float steps[MAX_ROWS][KIVI_MAX_DIM / SET * STEPS];
+    float centres[MAX_ROWS][KIVI_MAX_DIM / SET * STEPS];
     uint8_t digits[MAX_ROWS][MAX_DIGITS][KEY_NUMBERS]; /* `width` to a block */
     float bias[KEY_BLOCKS][MAX_ROWS];
 };
@@ -245,14 +247,15 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
 
 /* Finds the steps of row r. Returns whether they are fine enough. A step counts for 16 products, which are off by a
  * twelfth of its square, times codes as likely at the ends of their range as in the middle. Products that are alike
- * are all off the same way: that counts apart. The last two are constants. */
+ * are all off the same way, as independent ones, within three deviations, are not: that counts apart. The last two are
+ * constants. */
 KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *places,
                                uint32_t n_digits, uint32_t bits)
 {
     const float levels = (float)(1u << bits), code = levels * levels / 12;
     const size_t dim = b->l->dim_pad;
     VF squares = vf_zero(), products = vf_zero(), aligned = vf_zero();
-    float error, aligned_error;
+    float error, aligned_error, independent;
     size_t c;
 
     for (c = 0; c + SET <= dim; c += SET)
@@ -262,7 +265,9 @@ KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *pla
                        n_digits, bits);
     error = vf_sum(squares) / 4 * 16 / 12 * code;
     aligned_error = vf_sum(aligned) * middle_code(bits);
-    if (fmaxf(error, aligned_error * aligned_error) > error_allowed(n_digits, bits))
+    independent = error / code * middle_code(bits) * middle_code(bits);
+    if (error > error_allowed(n_digits, bits)
+        || aligned_error * aligned_error > fmaxf(error_allowed(n_digits, bits), 9 * independent))
         return 0;
     return n_digits > 1
            || (b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE

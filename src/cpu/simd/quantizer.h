@@ -165,7 +165,7 @@ static void quantize_k(const struct kivi_layout *l, const uint16_t *rows, size_t
 
 /* Ranges of all groups of up to 32 tokens: group * count + token. Together, so that one token of a few
  * groups, as decoding appends it, fills a vector. */
-#define MAX_RANGES (MAX_DIM / 32 * KIVI_TILE)
+#define MAX_RANGES (KIVI_MAX_DIM / 32 * KIVI_TILE)
 
 struct group_ranges {
     float min[MAX_RANGES], divisor[MAX_RANGES];

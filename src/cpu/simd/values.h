@@ -11,7 +11,7 @@
 #define UNITS 2u /* that are folded together */
 #define VALUE_TOKENS (UNITS * UNIT_TOKENS)
 
-_Static_assert(VALUE_TOKENS <= MAX_DIM, "numbers of floats.h");
+_Static_assert(VALUE_TOKENS <= KIVI_MAX_DIM, "numbers of floats.h");
 
 /* Weights are not negative. At 2 bits their digits are unsigned, and the codes the signed side of the dot
  * product; two digits can spare the bit. */
