@@ -102,7 +102,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many {
 #pragma unroll 4
         for (uint32_t row = 16 * warp; row < 16 * warp + 16; row++) {
             float x[PER_LANE];
-            const int exponent = kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, sign, x);
+            const int exponent = kivi_cuda_query_exponent(
+                kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, sign, x));
             const float up = kivi_cuda_power(exponent);
             uint32_t high[PER_LANE / 2], low[PER_LANE / 2];
 

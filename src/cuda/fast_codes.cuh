@@ -21,10 +21,6 @@
 
 #include "fast_state.cuh"
 
-/* A score of one f16 is off by about 2^-12 of the root of the sum of its squared terms. Beyond this, that
- * would show in the weights: the unit is left for later, and done precisely. */
-#define KIVI_CUDA_LARGE_SCORE 48.0f
-
 /* n registers from shared memory. */
 template <int n>
 __device__ __forceinline__ void kivi_cuda_load_pairs(uint32_t x[n], const unsigned char *from)
@@ -158,59 +154,32 @@ __device__ __forceinline__ void kivi_cuda_fetch(const F &f, unsigned char *to,
 
 /* ------------------------------------------------------------------ scores */
 
-/* sum[i]: query . minima of row 2 t + i. */
+/*
+ * codes[m][2 i + j]: folded query . codes of token 4 g + 2 m + i and row 2 t + j, times 2^-24. rest[j]: query . minima.
+ *
+ * Quick, only the queries' high parts are folded. That would move all scores of a row alike, so the rest has what the
+ * low parts add to codes of the middle. Likewise rounding the folded query moves the scores of a unit alike; that is
+ * made up for at 4 bits. At 2 bits it is next to nothing beside the quantization error.
+ */
 template <bool precise, class F>
-__device__ __forceinline__ void kivi_cuda_bias(const F &f, const unsigned char *shared, float sum[2])
+__device__ __forceinline__ void kivi_cuda_dot_keys(const F &f, const unsigned char *shared, uint32_t power,
+                                                   float codes[2][4], float rest[2])
 {
-    float part[F::KJ][4] = {};
+    constexpr bool rounding = !precise && F::K_BITS > 2;
+    constexpr float middle = 0.5f * (float)((1 << F::K_BITS) - 1);
+    constexpr uint32_t one = 0x3c003c00u;
+    float part[4] = {}; /* by rows, high and low parts of queries; by columns, minima, scales, minima, ... */
+    float folded[4] = {}, own;
 
 #pragma unroll
     for (int w = 0; w < F::KW; w++) {
-        uint32_t min[F::KN / 2], q[F::KN / 2], q_low[F::KN / 2];
-
-        f.load(q, f.queries.high, w);
-        if (precise)
-            f.load(q_low, f.queries.low, w);
-        kivi_cuda_load_pairs<F::KN / 2>(min, shared + F::K_SCALES + 2 * F::DIM
-                                                 + (4 * w + f.t) * F::KN * 2);
-#pragma unroll
-        for (int j = 0; j < F::KJ; j++) {
-            kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], q[2 * j], q[2 * j + 1]);
-            if (precise)
-                kivi_cuda_mma_upper(part[j], min[2 * j], min[2 * j + 1], q_low[2 * j], q_low[2 * j + 1]);
-        }
-    }
-    /* Rows g of the product are all alike: lane 4 g + t already has what it needs. */
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        sum[i] = part[0][i];
-#pragma unroll
-        for (int j = 1; j < F::KJ; j++)
-            sum[i] = fmaf((float)(1 << (F::K_BITS * j)), part[j][i], sum[i]);
-        sum[i] *= f.from_q[i];
-    }
-}
-
-/* sum[m][2 i + j]: folded query . codes of token 4 g + 2 m + i and row 2 t + j, times 2^-24. */
-template <bool precise, class F>
-__device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned char *shared,
-                                                    uint32_t power, float sum[2][4])
-{
-#pragma unroll
-    for (int w = 0; w < F::KW; w++) {
-        const uint32_t row = 4 * w + f.t; /* t decides on its chunks' order */
-        const uint4 words = ((const uint4 *)shared)[kivi_cuda_k_chunk(f.t, f.g) + 32 * w];
+        const uint4 words = ((const uint4 *)shared)[kivi_cuda_k_chunk(f.t, f.g) + 32 * w]; /* t decides on the order */
         const uint32_t x[4] = {words.x, words.y, words.z, words.w};
-        uint32_t y[4][2], scale[F::KN / 2], q[F::KN / 2], q_low[F::KN / 2];
+        const unsigned char *scales = shared + F::K_SCALES + (4 * w + f.t) * F::KN * 2;
+        uint32_t y[4][2], scale[F::KN / 2], column[F::KN / 2];
 
-        f.load(q, f.queries.high, w);
-        if (precise)
-            f.load(q_low, f.queries.low, w);
-        kivi_cuda_load_pairs<F::KN / 2>(scale, shared + F::K_SCALES + row * F::KN * 2);
-        if (precise)
-#pragma unroll
-            for (int i = 0; i < F::KN / 2; i++)
-                scale[i] = kivi_cuda_mul2(scale[i], power);
+        kivi_cuda_load_pairs<F::KN / 2>(scale, scales);
+        kivi_cuda_load_pairs<F::KN / 2>(column, scales + (f.g % 2 ? 0 : 2 * F::DIM));
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             y[i][0] = __byte_perm(x[i], 0, 0x4140);
@@ -219,13 +188,28 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
 #pragma unroll
         for (int j = 0; j < F::KJ; j++) {
             const uint32_t mask = ((1u << F::K_BITS) - 1u) * 0x00010001u << (F::K_BITS * j);
-            const uint32_t a = kivi_cuda_mul2(q[2 * j], scale[2 * j]);
-            const uint32_t b = kivi_cuda_mul2(q[2 * j + 1], scale[2 * j + 1]);
-            uint32_t a_low, b_low;
+            const uint32_t down = (uint32_t)(F::K_BITS * j) * 0x04000400u; /* exponents: so far up do codes stand */
+            const uint4 q = f.query(w, j);
+            uint32_t a, b, a_low, b_low;
 
             if (precise) {
-                a_low = kivi_cuda_low2(q[2 * j], scale[2 * j], a, q_low[2 * j]);
-                b_low = kivi_cuda_low2(q[2 * j + 1], scale[2 * j + 1], b, q_low[2 * j + 1]);
+                const uint32_t s0 = kivi_cuda_mul2(scale[2 * j], power - down);
+                const uint32_t s1 = kivi_cuda_mul2(scale[2 * j + 1], power - down);
+
+                a = kivi_cuda_mul2(q.x, s0);
+                b = kivi_cuda_mul2(q.z, s1);
+                a_low = kivi_cuda_low2(q.x, s0, a, q.y);
+                b_low = kivi_cuda_low2(q.z, s1, b, q.w);
+            } else {
+                a = kivi_cuda_mul2(q.x, scale[2 * j]);
+                b = kivi_cuda_mul2(q.z, scale[2 * j + 1]);
+            }
+            kivi_cuda_mma(part, q.x, q.y, q.z, q.w, column[2 * j], column[2 * j + 1]);
+            if (rounding)
+                kivi_cuda_mma_upper(folded, one, one, a, b);
+            if (!precise && j > 0) {
+                a = kivi_cuda_mul2(a, one - down);
+                b = kivi_cuda_mul2(b, one - down);
             }
 #pragma unroll
             for (int m = 0; m < 2; m++) {
@@ -238,11 +222,21 @@ __device__ __forceinline__ void kivi_cuda_dot_codes(const F &f, const unsigned c
                     c2 = kivi_cuda_mul2(c2, KIVI_CUDA_CODE_UP);
                     c3 = kivi_cuda_mul2(c3, KIVI_CUDA_CODE_UP);
                 }
-                kivi_cuda_mma(sum[m], c0, c1, c2, c3, a, b);
+                kivi_cuda_mma(codes[m], c0, c1, c2, c3, a, b);
                 if (precise)
-                    kivi_cuda_mma(sum[m], c0, c1, c2, c3, a_low, b_low);
+                    kivi_cuda_mma(codes[m], c0, c1, c2, c3, a_low, b_low);
             }
         }
+    }
+    own = part[0] + part[2]; /* of row g */
+    if (!precise)
+        own = fmaf(middle, rounding ? part[1] + part[3] : part[3], own);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        rest[j] = __shfl_sync(0xffffffffu, own, 8 * f.t + 4 * j);
+        if (rounding)
+            rest[j] = fmaf(-middle, folded[j], rest[j]);
+        rest[j] *= f.from_q[j];
     }
 }
 
@@ -253,16 +247,14 @@ __device__ __forceinline__ void kivi_cuda_score_packed(const F &f, const unsigne
 {
     const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), KIVI_CUDA_SCALE_BITS);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
-    float sum[2][4] = {}, bias[2];
+    float codes[2][4] = {}, rest[2];
 
-    kivi_cuda_bias<true>(f, shared, bias);
-    kivi_cuda_dot_codes<true>(f, shared, kivi_cuda_power2(k), sum);
+    kivi_cuda_dot_keys<true>(f, shared, kivi_cuda_power2(k), codes, rest);
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            score[2 * m + i / 2][i % 2] = fmaf(sum[m][i], unit_of_codes * f.from_q[i % 2],
-                                               bias[i % 2]);
+        for (int j = 0; j < 2; j++)
+            score[i][j] = fmaf(codes[i / 2][i % 2 * 2 + j], unit_of_codes * f.from_q[j], rest[j]);
 }
 
 template <class F>
@@ -275,38 +267,31 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
         kivi_cuda_score_packed(f, shared, score);
 }
 
-/* Whether a unit's scales keep quick operands in f16's normal range: queries are below 2^8, weights at most
- * 2^14. */
+/* Whether a unit's scales keep quick operands in f16's normal range (queries are below 2^8, weights at most 2^14), and
+ * what a channel adds to a score so small that one f16 does for a folded query. */
 template <class F>
 __device__ __forceinline__ bool kivi_cuda_is_usual(const F &f, const unsigned char *shared)
 {
     const uint32_t k = kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane);
     const uint32_t v = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
 
-    return k - 0x0c00u <= 0x5bfdu - 0x0c00u    /* 2^-12 to 255.6 */
+    return k - KIVI_CUDA_LEAST_SCALE < f.usual_scales
            && v - 0x1000u < 0x4400u - 0x1000u; /* 2^-11 to below 4 */
 }
 
-/* The same scores in one f16 to an operand; false if they are so large that this would show. */
+/* The same scores in one f16 to an operand. */
 template <class F>
-__device__ __forceinline__ bool kivi_cuda_quick_scores(const F &f, const unsigned char *shared,
+__device__ __forceinline__ void kivi_cuda_quick_scores(const F &f, const unsigned char *shared,
                                                        float score[4][2])
 {
-    float sum[2][4] = {}, bias[2], top;
+    float codes[2][4] = {}, rest[2];
 
-    kivi_cuda_bias<false>(f, shared, bias);
-    kivi_cuda_dot_codes<false>(f, shared, 0, sum);
-    top = fmaxf(fabsf(bias[0]), fabsf(bias[1]));
+    kivi_cuda_dot_keys<false>(f, shared, 0, codes, rest);
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int i = 0; i < 4; i++)
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const float part = sum[m][i] * (0x1p24f * f.from_q[i % 2]);
-
-            top = fmaxf(top, fabsf(part));
-            score[2 * m + i / 2][i % 2] = part + bias[i % 2];
-        }
-    return __all_sync(0xffffffffu, top <= KIVI_CUDA_LARGE_SCORE);
+        for (int j = 0; j < 2; j++)
+            score[i][j] = fmaf(codes[i / 2][i % 2 * 2 + j], 0x1p24f * f.from_q[j], rest[j]);
 }
 
 /* ------------------------------------------------------------------ output */
@@ -484,10 +469,13 @@ __device__ __forceinline__ bool kivi_cuda_plain_unit(F &f, const unsigned char *
 {
     float score[4][2];
 
-    if constexpr (precise)
+    if constexpr (precise) {
         kivi_cuda_precise_scores(f, shared, score);
-    else if (!kivi_cuda_is_usual(f, shared) || !kivi_cuda_quick_scores(f, shared, score))
-        return false;
+    } else {
+        if (!kivi_cuda_is_usual(f, shared))
+            return false;
+        kivi_cuda_quick_scores(f, shared, score);
+    }
     f.cap(score);
     f.template weigh<precise>(score);
     kivi_cuda_sum_rest<precise>(f, shared, true, NULL);

@@ -99,32 +99,25 @@ __device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const uint4 *ro
 {
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        float sum[F::KJ][4] = {};
+        float sum[2][4] = {};
 
 #pragma unroll 1
         for (uint32_t w = 0; w < F::KW; w++) {
 #pragma unroll
             for (int j = 0; j < F::KJ; j++) {
                 const uint32_t c = (4 * w + f.t) * F::KN + 4 * j;
-                const uint32_t r = w * (F::KN / 4) + j; /* pairs of registers of the queries */
-                const uint2 high = ((const uint2 *)&f.queries.high[r / 2][f.lane])[r % 2];
-                const uint2 low = ((const uint2 *)&f.queries.low[r / 2][f.lane])[r % 2];
+                const uint4 q = f.query(w, j);
                 const uint2 x = kivi_cuda_row_quad<F::DIM>(rows, 4 * f.g + 2 * m, c);
                 const uint2 y = kivi_cuda_row_quad<F::DIM>(rows, 4 * f.g + 2 * m + 1, c);
 
-                kivi_cuda_mma(sum[j], x.x, y.x, x.y, y.y, high.x, high.y);
-                kivi_cuda_mma(sum[j], x.x, y.x, x.y, y.y, low.x, low.y);
+                kivi_cuda_mma(sum[0], x.x, y.x, x.y, y.y, q.x, q.z);
+                kivi_cuda_mma(sum[1], x.x, y.x, x.y, y.y, q.y, q.w);
             }
         }
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float y = sum[0][i];
-
-#pragma unroll
-            for (int j = 1; j < F::KJ; j++)
-                y = fmaf((float)(1 << (F::K_BITS * j)), sum[j][i], y);
-            score[2 * m + i / 2][i % 2] = fmaf(y, f.from_q[i % 2], score[2 * m + i / 2][i % 2]);
-        }
+        for (int i = 0; i < 4; i++)
+            score[2 * m + i / 2][i % 2] = fmaf(sum[0][i] + sum[1][i], f.from_q[i % 2],
+                                               score[2 * m + i / 2][i % 2]);
     }
 }
 

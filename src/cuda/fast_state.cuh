@@ -14,11 +14,13 @@
 #define KIVI_CUDA_WEIGHT_BITS 11.0f /* the largest weight is about 2^11, */
 #define KIVI_CUDA_SLACK 3.0f        /* and at most 2^14 */
 
-/* The tile's queries, in the order in which lanes hold them: query * 2^x * 2^(-bits * j), each a sum of two
- * f16 numbers. Shared by the warps of a block. */
+/* The tile's queries, in the order in which lanes hold them: query * 2^x, each a sum of two f16 numbers. Shared by the
+ * warps of a block. Of four channels the high and the low parts of two, then those of the others: a left operand with
+ * the rows of low parts below those of high ones. */
 template <int D> struct kivi_cuda_queries {
-    uint4 high[D / 32][32], low[D / 32][32];
-    float factor[KIVI_CUDA_ROWS]; /* 2^-x of each row */
+    uint4 quads[D / 16][32];
+    float factor[KIVI_CUDA_ROWS];  /* 2^-x of each row, */
+    float largest[KIVI_CUDA_ROWS]; /* and its largest number, as it was before */
 };
 
 /* A token's place in unit u; beyond it, the nearest end. */
@@ -31,6 +33,28 @@ __device__ __forceinline__ uint32_t kivi_cuda_in_unit(uint32_t u, uint64_t token
 
 /* Codes of a word of keys; rows of f16 are taken in the order of 8 bits. */
 template <int KB> constexpr int kivi_cuda_key_codes = KB == 16 ? 4 : 32 / KB;
+
+/* Queries are taken times a power of 2 that makes a row's largest number 2^7 to 2^8, and scales, where they matter, so
+ * that the largest has exponent 7: their product is an f16. The second of two numbers is a subnormal if the first is
+ * small: what it loses is next to nothing beside the row's largest, but not beside a key a thousand times the rest. */
+#define KIVI_CUDA_QUERY_BITS 8
+#define KIVI_CUDA_SCALE_BITS (15 - KIVI_CUDA_QUERY_BITS)
+
+/* A folded query of one f16 is off by up to 2^-11, and a score by as much of what a channel adds to it. If that may be
+ * more than this, it might show in the weights: the unit is left for later, and done precisely. */
+#define KIVI_CUDA_LARGE_SCORE 64.0f
+#define KIVI_CUDA_LEAST_SCALE 0x0c00u /* 2^-12 */
+#define KIVI_CUDA_MOST_SCALE 0x5bfdu  /* 255.6 */
+
+/* For queries whose largest number is this: how many largest scales of a unit's keys, as bits of f16 from
+ * KIVI_CUDA_LEAST_SCALE on, allow quick scores. */
+template <int KB> __device__ __forceinline__ uint32_t kivi_cuda_usual_scales(float largest)
+{
+    const float most = KIVI_CUDA_LARGE_SCORE / (float)((1 << KB) - 1) * kivi_cuda_inverse(largest);
+    const uint32_t bits = __half_as_ushort(__float2half_rd(fminf(most, 65504.0f)));
+
+    return bits < KIVI_CUDA_LEAST_SCALE ? 0 : min(bits, KIVI_CUDA_MOST_SCALE) - KIVI_CUDA_LEAST_SCALE + 1;
+}
 
 template <int D, int KB, int VB> struct kivi_cuda_fast {
     static constexpr int KN = kivi_cuda_key_codes<KB>, VN = 32 / VB; /* codes of a word */
@@ -50,6 +74,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     uint32_t group_shift; /* log2 of the chunks of 32 channels that share a scale */
 
     float from_q[2];          /* rows 2 t, 2 t + 1: 2^-x */
+    uint32_t usual_scales;    /* kivi_cuda_usual_scales of the tile's queries */
     float unit[2];            /* rows 2 t, 2 t + 1 */
     float out[2 * CHUNKS][4]; /* [16 channels] x rows, of codes */
     float rest[4];            /* [groups and the sum of weights] x rows */
@@ -87,22 +112,18 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     /* Once the block's queries are there. */
     __device__ __forceinline__ void take_queries()
     {
+        const uint32_t most = __reduce_max_sync(0xffffffffu, __float_as_uint(queries.largest[lane % KIVI_CUDA_ROWS]));
+
         from_q[0] = queries.factor[2 * t];
         from_q[1] = queries.factor[2 * t + 1];
+        usual_scales = kivi_cuda_usual_scales<KB>(__uint_as_float(most));
     }
 
-    /* The queries' channels of the lane's word w of keys, row g: their high parts or their low ones. Read for each
-     * unit: kept, they take registers that the loop needs. */
-    __device__ __forceinline__ void load(uint32_t x[KN / 2], const uint4 (*from)[32], int w) const
+    /* The queries' channels of codes j of the four bytes in the lane's word w of keys, row g. Read for each unit: kept,
+     * they take registers that the loop needs. */
+    __device__ __forceinline__ uint4 query(int w, int j) const
     {
-#pragma unroll
-        for (int i = 0; i < KN / 2; i += 2) {
-            const uint32_t r = w * (KN / 2) + i;
-            const uint2 v = ((const uint2 *)&from[r / 4][lane])[r / 2 % 2];
-
-            x[i] = v.x;
-            x[i + 1] = v.y;
-        }
+        return queries.quads[w * KJ + j][lane];
     }
 
     /* The soft cap, if there is one: cap * tanh(score / cap), base 2. tanh x = 1 - 2 / (1 + e^2x). */
@@ -234,18 +255,18 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     }
 };
 
-/* Queries are taken times a power of 2 that makes a row's largest number 2^7 to 2^8, and scales, where they matter, so
- * that the largest has exponent 7: their product is an f16. The second of two numbers is a subnormal if the first is
- * small: what it loses is next to nothing beside the row's largest, but not beside a key a thousand times the rest. */
-#define KIVI_CUDA_QUERY_BITS 8
-#define KIVI_CUDA_SCALE_BITS (15 - KIVI_CUDA_QUERY_BITS)
+/* x such that 2^x times a row's largest number is just below 2^KIVI_CUDA_QUERY_BITS. */
+__device__ __forceinline__ int kivi_cuda_query_exponent(float largest)
+{
+    return largest > 0x1p-100f ? 126 + KIVI_CUDA_QUERY_BITS - (int)(__float_as_uint(largest) >> 23) : 100;
+}
 
-/* A row of queries, by a warp: the lane's N numbers times `by`, zeros if there is no such row. Returns x such that
- * 2^x times the row's largest number is just below 2^KIVI_CUDA_QUERY_BITS. */
+/* A row of queries, by a warp: the lane's N numbers times `by`, zeros if there is no such row. Returns the largest of
+ * the row. */
 template <int N>
-__device__ __forceinline__ int kivi_cuda_load_query(const kivi_cuda_step &s, const kivi_cuda_item &item,
-                                                    const kivi_cuda_segment &segment, uint32_t row, uint32_t n_rows,
-                                                    float by, float x[N])
+__device__ __forceinline__ float kivi_cuda_load_query(const kivi_cuda_step &s, const kivi_cuda_item &item,
+                                                      const kivi_cuda_segment &segment, uint32_t row, uint32_t n_rows,
+                                                      float by, float x[N])
 {
     const uint32_t token = kivi_cuda_query(s, segment.tile, row), lane = threadIdx.x % 32;
     const uint32_t q_head = kivi_cuda_query_head(s, segment, row, token);
@@ -266,8 +287,7 @@ __device__ __forceinline__ int kivi_cuda_load_query(const kivi_cuda_step &s, con
     }
     if (!finite)
         kivi_cuda_report(s, segment.item, token, 0);
-    max = __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
-    return max > 0x1p-100f ? 126 + KIVI_CUDA_QUERY_BITS - (int)(__float_as_uint(max) >> 23) : 100;
+    return __uint_as_float(__reduce_max_sync(0xffffffffu, __float_as_uint(max)));
 }
 
 /* 2^x, as far as f32 has it. */
@@ -289,23 +309,25 @@ __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
 
     for (uint32_t row = threadIdx.x / 32; row < KIVI_CUDA_ROWS; row += blockDim.x / 32) {
         float x[PER_LANE];
-        const int exponent = kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, factor, x);
+        const float largest = kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, factor, x);
+        const int exponent = kivi_cuda_query_exponent(largest);
         const float up = kivi_cuda_power(exponent);
 
-        if (lane == 0)
+        if (lane == 0) {
             to.factor[row] = kivi_cuda_power(-exponent);
+            to.largest[row] = largest;
+        }
 #pragma unroll
         for (int i = 0; i < PER_LANE; i += 2) {
             const uint32_t c = PER_LANE * lane + i, word = c / KN, in = c % KN;
-            const uint32_t r = word / 4 * (KN / 2) + in / 2, j = in / 4;
-            const uint32_t place = r / 4 * 128 + (4 * row + word % 4) * 4 + r % 4;
-            const float f = up * __uint_as_float((127 - KB * j) << 23);
-            const float a = x[i] * f, b = x[i + 1] * f;
+            const uint32_t quad = word / 4 * (KN / 4) + in / 4;
+            const uint32_t place = (quad * 32 + 4 * row + word % 4) * 4 + in / 2 % 2 * 2;
+            const float a = x[i] * up, b = x[i + 1] * up;
             const __half2 h = __floats2half2_rn(a, b);
             const float2 high = __half22float2(h);
 
-            ((uint32_t *)to.high)[place] = kivi_cuda_bits(h);
-            ((uint32_t *)to.low)[place] =
+            ((uint32_t *)to.quads)[place] = kivi_cuda_bits(h);
+            ((uint32_t *)to.quads)[place + 1] =
                 kivi_cuda_bits(__floats2half2_rn(a - high.x, b - high.y));
         }
     }

@@ -109,7 +109,9 @@ __device__ __forceinline__ uint32_t kivi_cuda_fma2(uint32_t a, uint32_t b, uint3
 __device__ __forceinline__ uint32_t kivi_cuda_low2(uint32_t a, uint32_t b, uint32_t product,
                                                    uint32_t c)
 {
-    return kivi_cuda_fma2(c, b, kivi_cuda_fma2(a, b, product ^ 0x80008000u));
+    const __half2 lost = __hfma2(kivi_cuda_half2(a), kivi_cuda_half2(b), __hneg2(kivi_cuda_half2(product)));
+
+    return kivi_cuda_fma2(c, b, kivi_cuda_bits(lost));
 }
 
 /* 16 bytes from global to shared memory, without waiting. */
