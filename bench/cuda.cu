@@ -313,7 +313,6 @@ int fill(steps *w, const struct shape *s, struct cache_type type, uint32_t queri
         item->k.data = a->k;
         item->v.data = a->v;
         item->k.dtype = item->v.dtype = KIVI_F16;
-        item->q_position = KIVI_NEWEST;
         most = w->tokens[i] > most ? w->tokens[i] : most;
     }
     kivi_attention_init(&w->attention);

@@ -31,10 +31,8 @@ static int keep_context(const struct step *s)
 static double step_burst(void *context, uint64_t units)
 {
     struct step *s = context;
-    kivi_item item = {.n_q = s->queries,
-                      .q = {s->q, KIVI_F32, 0, 0},
-                      .out = {s->out, KIVI_F32, 0, 0},
-                      .q_position = KIVI_NEWEST};
+    kivi_item item = {
+        .n_q = s->queries, .q = {s->q, KIVI_F32, 0, 0}, .out = {s->out, KIVI_F32, 0, 0}};
     double seconds = 0, start;
     uint64_t i;
 

@@ -18,7 +18,7 @@ struct call {
 static double call_burst(void *context, uint64_t units)
 {
     struct call *c = context;
-    kivi_item item = {.q_position = KIVI_NEWEST};
+    kivi_item item = {0};
     double seconds = 0, start;
     uint64_t i;
 

@@ -183,7 +183,7 @@ int subject_fill(struct subject *s, uint64_t n_tokens, int stagger, double secon
 
         while (s->lengths[i] < wanted) {
             const uint64_t left = wanted - s->lengths[i];
-            kivi_item item = {.q_position = KIVI_NEWEST};
+            kivi_item item = {0};
 
             s->next = i;
             subject_input(s, &item, left < s->chunk->tokens ? left : s->chunk->tokens);

@@ -113,7 +113,6 @@ static void describe(kivi_item *items, const kivi_seq *seqs, const uint64_t *n, 
             .n_q = n[s],
             .q = {.data = q + row * Q_ROW},
             .out = {.data = o + row * Q_ROW},
-            .q_position = KIVI_NEWEST, /* 0 would be the first token of the sequence */
         };
 }
 

@@ -187,6 +187,7 @@ static const struct mistake item_mistakes[] = {
     ITEM_MISTAKE(n_q, UINT64_MAX),
     ITEM_MISTAKE(n_q, (uint64_t)1 << 32),
     ITEM_MISTAKE(n_q, 94), /* more than there are tokens */
+    ITEM_MISTAKE(q_end, 1),
     ITEM_MISTAKE(k.data, 0),
     ITEM_MISTAKE(v.data, 0),
     ITEM_MISTAKE(q.data, 0),
@@ -411,25 +412,34 @@ START_TEST(parts_left_out)
 }
 END_TEST
 
-/* Any position at or above the length sees every token, up to the last number there is. */
-START_TEST(positions_beyond_the_end)
+/* Queries end with the sequence unless told otherwise. Any position at or above the length sees every
+ * token, up to the last number there is. */
+START_TEST(where_queries_end)
 {
     struct fixture *f = &fixture;
-    const uint64_t positions[] = {91, 1000, (uint64_t)1 << 32, UINT64_MAX - 2, UINT64_MAX - 1};
+    const uint64_t ends[] = {93, 1000, (uint64_t)1 << 32, UINT64_MAX - 1, UINT64_MAX};
     const size_t n = (size_t)2 * FIXTURE_Q_HEADS * FIXTURE_V_DIM;
     float expected[2 * FIXTURE_Q_HEADS * FIXTURE_V_DIM];
     kivi_item item = fixture_item(f, f->seq, 0);
     size_t i;
 
-    item.q_position = 90;
-    ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
-    memcpy(expected, f->out, sizeof expected);
-    for (i = 0; i < LENGTH(positions); i++) {
-        memset(f->out, 0, sizeof expected);
-        item.q_position = positions[i];
+    for (i = 0; i < 2; i++) {
+        item.q_end = i ? 90 : 0; /* the length */
         ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
-        ck_assert_msg(memcmp(f->out, expected, n * sizeof *expected) == 0, "q_position %llu",
-                      (unsigned long long)positions[i]);
+        if (i == 0)
+            memcpy(expected, f->out, sizeof expected);
+        ck_assert(memcmp(f->out, expected, n * sizeof *expected) == 0);
+    }
+    item.q_end = 92;
+    ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
+    ck_assert(memcmp(f->out, expected, n * sizeof *expected) != 0);
+    memcpy(expected, f->out, sizeof expected);
+    for (i = 0; i < LENGTH(ends); i++) {
+        memset(f->out, 0, sizeof expected);
+        item.q_end = ends[i];
+        ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
+        ck_assert_msg(memcmp(f->out, expected, n * sizeof *expected) == 0, "q_end %llu",
+                      (unsigned long long)ends[i]);
     }
 }
 END_TEST
@@ -735,7 +745,7 @@ int main(void)
     tcase_add_test(arguments, calls);
     tcase_add_test(arguments, parts_out_of_range);
     tcase_add_test(arguments, parts_left_out);
-    tcase_add_test(arguments, positions_beyond_the_end);
+    tcase_add_test(arguments, where_queries_end);
     tcase_add_test(arguments, sequences);
     tcase_add_test(arguments, rotary_embedding);
     tcase_add_test(arguments, save_and_load);

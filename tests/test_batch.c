@@ -62,7 +62,6 @@ static kivi_item item_of(kivi_seq seq, size_t i, const struct operands *o)
         .q = {o->q, KIVI_F32, 0, 0},
         .out = {o->out, KIVI_F32, 0, 0},
         .lse = o->lse,
-        .q_position = KIVI_NEWEST,
     };
 
     return item;

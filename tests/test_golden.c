@@ -314,7 +314,6 @@ static void run_prompt(struct trace *t, const kivi_attention *attention)
         .n_q = n_q,
         .q = f16_rows(t->q.data),
         .out = tensor_out(&out),
-        .q_position = KIVI_NEWEST,
     };
     double *k = prompt_rows(t, &t->k0), *v = prompt_rows(t, &t->v0), *queries;
     struct accuracy accuracy;
@@ -475,7 +474,6 @@ static double run_steps(struct trace *t, const kivi_attention *attention)
             .n_q = 1,
             .q = f16_rows((uint16_t *)t->q.data + step * q_row),
             .out = {out, KIVI_F32, 0, 0},
-            .q_position = KIVI_NEWEST,
         };
 
         ck_assert_int_eq(kivi_run(t->cache, 0, &item, 1, attention, NULL), KIVI_OK);

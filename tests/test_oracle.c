@@ -51,7 +51,7 @@ static double query_cost(const kivi_config *config, uint64_t n_tokens)
 static struct model_item draw_item(struct model *m, size_t seq, uint64_t n, uint64_t n_new,
                                    double *budget)
 {
-    struct model_item item = {seq, n_new, rng_below(&m->rng, 6), KIVI_NEWEST};
+    struct model_item item = {seq, n_new, rng_below(&m->rng, 6), 0};
     const uint64_t after = n + n_new;
 
     if (rng_one_in(&m->rng, 6))
@@ -60,8 +60,9 @@ static struct model_item draw_item(struct model *m, size_t seq, uint64_t n, uint
         item.n_q /= 2;
     *budget -= (double)item.n_q * query_cost(&m->config, after);
     if (item.n_q > after || rng_one_in(&m->rng, 8))
-        item.q_position = rng_one_in(&m->rng, 4) ? after + rng_below(&m->rng, 1000)
-                                                 : rng_below(&m->rng, after + 1);
+        item.q_end = item.n_q
+                     + (rng_one_in(&m->rng, 4) ? after + rng_below(&m->rng, 1000)
+                                               : rng_below(&m->rng, after + 1));
     return item;
 }
 
@@ -156,14 +157,14 @@ static kivi_config plain_config(uint32_t n_q_heads, uint32_t n_kv_heads, uint32_
 /* A prompt, then steps of a few tokens, with both precisions. */
 static void prompt_and_steps(struct model *m, uint64_t prompt, int n_steps, uint32_t n_parts)
 {
-    const struct model_item first = {0, prompt, prompt < 3 ? prompt : 3, KIVI_NEWEST};
+    const struct model_item first = {0, prompt, prompt < 3 ? prompt : 3, 0};
     kivi_attention attention;
     int i;
 
     kivi_attention_init(&attention);
     model_call(m, 0, &first, 1, &attention, n_parts);
     for (i = 0; i < n_steps; i++) {
-        const struct model_item item = {0, rng_below(&m->rng, 14), 2, KIVI_NEWEST};
+        const struct model_item item = {0, rng_below(&m->rng, 14), 2, 0};
 
         attention.precision = i % 2 ? KIVI_PRECISE : KIVI_STANDARD;
         model_call(m, 0, &item, 1, &attention, n_parts);
@@ -215,7 +216,7 @@ START_TEST(split_over_tokens)
         model_open(&m, "split over tokens", &config, 1, &fill_ordinary, rng_next(&rng));
         prompt_and_steps(&m, 2500 + rng_below(&rng, 300), 12, 1 + (uint32_t)(i + 6) % 7);
         for (j = 0; j < 2; j++) {
-            const struct model_item many = {0, 3, 8, KIVI_NEWEST};
+            const struct model_item many = {0, 3, 8, 0};
 
             kivi_attention_init(&attention);
             attention.precision = j ? KIVI_PRECISE : KIVI_STANDARD;
@@ -256,12 +257,13 @@ START_TEST(many_queries)
         model_open(&m, fill->name, &config, 2, fill, rng_next(&rng));
         for (j = 0; j < 4; j++) {
             const uint64_t n_new = j < 2 ? rng_between(&rng, 40, 130) : 0;
-            const struct model_item items[] = {
-                {0, n_new, j < 2 ? n_new : rng_between(&rng, 9, 40),
-                 j < 3 ? KIVI_NEWEST : rng_below(&rng, 300)},
-                {1, n_new, 1, KIVI_NEWEST},
+            struct model_item items[] = {
+                {0, n_new, j < 2 ? n_new : rng_between(&rng, 9, 40), 0},
+                {1, n_new, 1, 0},
             };
 
+            if (j == 3)
+                items[0].q_end = items[0].n_q + rng_below(&rng, 300);
             random_attention(&m.rng, &config, sink_logits, &attention);
             model_call(&m, 0, items, 2, &attention, 0);
         }
@@ -335,7 +337,6 @@ static kivi_item attend_item(kivi_seq seq, const struct arrays *a, float *out, f
         .q = tensor_in(&a->q, 0),
         .out = {out, KIVI_F32, 0, 0},
         .lse = lse,
-        .q_position = KIVI_NEWEST,
     };
 
     return item;
@@ -610,7 +611,7 @@ START_TEST(merge_of_disjoint_tokens)
 
     cache = open_cache(&config);
     items[0] = attend_item(new_seq(cache), &arrays, merged.memory, lse);
-    items[0].q_position = n - n_q; /* beyond its own tokens: all are seen */
+    items[0].q_end = n; /* beyond its own tokens: all are seen */
     items[1] = attend_item(new_seq(cache), &arrays, other, other_lse);
     ck_assert_int_eq(kivi_append(cache, 0, items[0].seq, cut, tensor_in(&arrays.k, 0),
                                  tensor_in(&arrays.v, 0), NULL),

@@ -56,7 +56,6 @@ static void *work(void *context)
             .n_q = 1,
             .q = {fixture.q + first * FIXTURE_Q_HEADS * FIXTURE_K_DIM, KIVI_F32, 0, 0},
             .out = {w->out + (size_t)i * OUT_FLOATS, KIVI_F32, 0, 0},
-            .q_position = KIVI_NEWEST,
         };
 
         w->status = kivi_run(w->cache, w->layer + (uint32_t)i % w->n_layers, &item, 1, NULL, NULL);
@@ -148,7 +147,6 @@ static kivi_status live_and_die(struct churner *c, struct rng *rng)
         .n_q = 1,
         .q = {fixture.q, KIVI_F32, 0, 0},
         .out = {out, KIVI_F32, 0, 0},
-        .q_position = KIVI_NEWEST,
     };
     kivi_status status = kivi_seq_fork(c->cache, c->parent, &item.seq, NULL);
 

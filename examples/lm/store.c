@@ -167,7 +167,6 @@ static int run_cache(struct lm_store *store, uint32_t layer, const struct lm_hea
         item->k = (kivi_in){heads->k + row * heads->stride, KIVI_F32, stride, m->k_dim};
         item->v = (kivi_in){heads->v + row * heads->stride, KIVI_F32, stride, m->v_dim};
         item->out = (kivi_out){heads->out + row * m->n_heads * m->v_dim, KIVI_F32, 0, 0};
-        item->q_position = KIVI_NEWEST;
     }
     if (kivi_run(store->cache, layer, store->items, store->n_sequences, &store->attention, &detail))
         return lm_fail(error, "layer %u: %s", layer, detail.message);

@@ -339,9 +339,6 @@ typedef struct kivi_out {
     ptrdiff_t token_stride, head_stride;
 } kivi_out;
 
-/* Query positions are those of the newest tokens: see kivi_item. */
-#define KIVI_NEWEST UINT64_MAX
-
 /*
  * What one call does with one sequence: append, then attend, then quantize what has
  * left the window. Zero-initialize, then set what is needed.
@@ -355,10 +352,10 @@ typedef struct kivi_item {
     kivi_out out;    /* [n_q][n_q_heads][v_dim] */
     float *lse;      /* [n_q][n_q_heads], natural logarithm of the softmax denominator (sink logit
                         included, -inf for a row that saw nothing); may be NULL */
-    uint64_t q_position; /* position of the first query: it sees the tokens up to and including its
-                            own position. KIVI_NEWEST, for prompts and decoding: length after the
-                            append, minus n_q. 0 is the sequence's first token: always set it. At or
-                            above the length, every token is seen (another machine holds the rest). */
+    uint64_t q_end;  /* one past the position of the last query; a query sees the tokens up to and
+                        including its own position. 0, for prompts and decoding: the length after the
+                        append. Else at least n_q: queries at or above the length see every token
+                        (another machine holds the rest) */
 } kivi_item;
 
 /*

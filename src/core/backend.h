@@ -23,6 +23,7 @@ struct kivi_span {
 /* One item of kivi_run, resolved. Strides are filled in. */
 struct kivi_step_item {
     kivi_item io;
+    uint64_t q_position; /* of the first query; below 2^63 with all that is added to it */
     struct kivi_span before, after; /* around the append */
     void *const *pages;             /* enough for after.k_packed; those to be written are private */
     void *window;                   /* private if n_new > 0; NULL only if before.n and n_new are 0 */

@@ -99,6 +99,9 @@ static kivi_status resolve_item(const kivi_cache *cache, kivi_item *io, size_t i
             error, KIVI_ERROR_ARGUMENT,
             "items[%zu].n_q is %llu: with %u query heads to a kv head, more than 2^30 rows", index,
             (unsigned long long)io->n_q, g->heads_per_kv);
+    if (io->q_end != 0 && io->q_end < io->n_q)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].q_end is %llu, below n_q, %llu",
+                         index, (unsigned long long)io->q_end, (unsigned long long)io->n_q);
     if (io->n_new && (status = RESOLVE(k, 0, g->n_kv_heads, g->k_dim)) == KIVI_OK)
         status = RESOLVE(v, 0, g->n_kv_heads, g->v_dim);
     if (status == KIVI_OK && io->n_q && (status = RESOLVE(q, 0, g->n_q_heads, g->k_dim)) == KIVI_OK)
@@ -214,16 +217,17 @@ static kivi_status reserve(kivi_cache *cache, struct kivi_work *work, uint32_t l
             if (status != KIVI_OK)
                 return status;
         }
-        if (item->io.q_position == KIVI_NEWEST) {
+        if (item->io.q_end == 0) {
             if (item->io.n_q > item->after.n)
                 return kivi_fail(error, KIVI_ERROR_ARGUMENT,
                                  "items[%zu].n_q is %llu, the sequence has %llu tokens", i,
                                  (unsigned long long)item->io.n_q,
                                  (unsigned long long)item->after.n);
-            item->io.q_position = item->after.n - item->io.n_q;
+            item->io.q_end = item->after.n;
         }
-        if (item->io.q_position > FAR_POSITION)
-            item->io.q_position = FAR_POSITION;
+        item->q_position = item->io.q_end - item->io.n_q;
+        if (item->q_position > FAR_POSITION)
+            item->q_position = FAR_POSITION;
         item->pages = l->pages;
         item->window = l->window ? l->window->memory : NULL;
     }
@@ -429,7 +433,6 @@ kivi_status kivi_forward(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64
         .n_q = n,
         .q = {q, KIVI_F32, 0, 0},
         .out = {out, KIVI_F32, 0, 0},
-        .q_position = KIVI_NEWEST,
     };
 
     return kivi_run(cache, layer, &item, 1, attention, error);
@@ -438,7 +441,7 @@ kivi_status kivi_forward(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64
 kivi_status kivi_append(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64_t n, kivi_in k,
                         kivi_in v, kivi_error *error)
 {
-    const kivi_item item = {.seq = seq, .n_new = n, .k = k, .v = v, .q_position = KIVI_NEWEST};
+    const kivi_item item = {.seq = seq, .n_new = n, .k = k, .v = v};
 
     return kivi_run(cache, layer, &item, 1, NULL, error);
 }
@@ -446,7 +449,7 @@ kivi_status kivi_append(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64_
 kivi_status kivi_attend(kivi_cache *cache, uint32_t layer, kivi_seq seq, uint64_t n, kivi_in q,
                         kivi_out out, const kivi_attention *attention, kivi_error *error)
 {
-    const kivi_item item = {.seq = seq, .n_q = n, .q = q, .out = out, .q_position = KIVI_NEWEST};
+    const kivi_item item = {.seq = seq, .n_q = n, .q = q, .out = out};
 
     return kivi_run(cache, layer, &item, 1, attention, error);
 }

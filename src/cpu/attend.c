@@ -152,7 +152,7 @@ static void weigh_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
     uint32_t r, t;
 
     for (r = 0; r < w->task->n_rows; r++) {
-        const uint64_t position = step->items[w->task->item].io.q_position
+        const uint64_t position = step->items[w->task->item].q_position
                                   + (w->task->first_row + r) / step->geometry->heads_per_kv;
         const uint64_t first = attention->window && position >= attention->window
                                    ? position - attention->window + 1

@@ -47,8 +47,8 @@ static void set_tokens(const struct kivi_step *step, struct kivi_task *task)
     const struct kivi_step_item *item = &step->items[task->item];
     const uint32_t per_kv = step->geometry->heads_per_kv;
     const uint64_t window = step->attention.window;
-    const uint64_t first = item->io.q_position + task->first_row / per_kv;
-    const uint64_t last = item->io.q_position + (task->first_row + task->n_rows - 1) / per_kv;
+    const uint64_t first = item->q_position + task->first_row / per_kv;
+    const uint64_t last = item->q_position + (task->first_row + task->n_rows - 1) / per_kv;
     const uint64_t n = item->after.n;
 
     task->begin = window && first >= window ? first - window + 1 : 0;

@@ -182,7 +182,7 @@ void fill_item(const kivi_step_item *from, kivi_cuda_item *item)
     item->v_packed = from->before.v_packed;
     item->k_after = from->after.k_packed;
     item->v_after = from->after.v_packed;
-    item->q_position = io->q_position;
+    item->q_position = from->q_position;
     item->n_new = (uint32_t)io->n_new;
     item->n_q = (uint32_t)io->n_q;
     item->q_type = (uint8_t)io->q.dtype;

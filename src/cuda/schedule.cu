@@ -196,9 +196,9 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, uint32_t 
         const uint64_t n = from->after.n, rows = from->io.n_q * step->geometry->heads_per_kv;
         const uint64_t packed = from->before.k_packed < from->before.v_packed ? from->before.k_packed
                                                                               : from->before.v_packed;
-        const uint64_t last = from->io.q_position + (from->io.n_q ? from->io.n_q - 1 : 0);
+        const uint64_t last = from->q_position + (from->io.n_q ? from->io.n_q - 1 : 0);
         const uint64_t end = last < n ? last + 1 : n, cheap = packed / KIVI_CUDA_UNIT;
-        uint64_t first = window && from->io.q_position >= window ? from->io.q_position - window + 1 : 0;
+        uint64_t first = window && from->q_position >= window ? from->q_position - window + 1 : 0;
         uint64_t units = (end + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT, tasks;
 
         if (from->io.n_q > INT32_MAX || rows > INT32_MAX - KIVI_CUDA_MANY_ROWS)

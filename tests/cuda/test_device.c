@@ -210,7 +210,6 @@ static void append_f16(const struct twins *t, struct f16_array *k, struct f16_ar
             .n_new = i == 0 ? n : (n + 1) / (2 * i),
             .k = {k->host, KIVI_F16, stride, 0},
             .v = {v->host, KIVI_F16, v_stride, 0},
-            .q_position = KIVI_NEWEST,
         };
 
         on_host[i] = on_device[i] = item;
@@ -291,7 +290,6 @@ START_TEST(attention_follows_at_once)
                 .n_new = chunk,
                 .k = {k[i % 2].device + at * stride, KIVI_F16, stride, 0},
                 .v = {v[i % 2].device + at * stride, KIVI_F16, stride, 0},
-                .q_position = KIVI_NEWEST,
             };
 
             session_ok(kivi_run(t.device, 0, &append, 1, &attention, &error), &error);
@@ -369,7 +367,6 @@ START_TEST(steps_follow_at_once)
                     .out = {out[seq].device
                                 + ((step ? step - 1 : 0) * layers + layer) * most * out_row,
                             KIVI_F32, 0, 0},
-                    .q_position = KIVI_NEWEST,
                 };
                 kivi_attention attention;
                 kivi_error error;
@@ -518,8 +515,7 @@ START_TEST(refused)
         kivi_attention attention;
         kivi_item item = {.n_new = 1,
                           .k = {x, KIVI_F32, 0, 0},
-                          .v = {x, KIVI_F32, 0, 0},
-                          .q_position = KIVI_NEWEST};
+                          .v = {x, KIVI_F32, 0, 0}};
 
         kivi_attention_init(&attention);
         attention.stream = t.stream;

@@ -170,7 +170,7 @@ START_TEST(heads_over_devices)
     struct shard shards[MOST_SHARDS];
     kivi_config whole, part;
     kivi_cache *reference;
-    kivi_item item = {.q_position = KIVI_NEWEST};
+    kivi_item item = {0};
     float *wanted = malloc(x.n_q * sizeof *wanted);
     uint64_t step;
     uint32_t i;
@@ -235,7 +235,7 @@ START_TEST(tokens_over_devices)
         const uint64_t begin = tokens * i / n, end = tokens * (i + 1) / n;
         struct shard *s = &shards[i];
         float *scalar_out = i ? got : out, *scalar_lse = i ? got_lse : lse;
-        kivi_item mine = {.n_new = end - begin, .n_q = 1, .q_position = tokens}, host = mine;
+        kivi_item mine = {.n_new = end - begin, .n_q = 1, .q_end = tokens + 1}, host = mine;
 
         *s = shard_open(&config, i, &x);
         mine.seq = s->seq;
@@ -318,7 +318,7 @@ START_TEST(saved_for_another_device)
     kivi_config config;
     kivi_error error;
     kivi_seq seq;
-    kivi_item item = {.n_new = tokens, .q_position = KIVI_NEWEST};
+    kivi_item item = {.n_new = tokens};
     int i;
 
     configure(&config, KV_HEADS, Q_HEADS);
@@ -354,7 +354,7 @@ START_TEST(stream_of_another_device)
     kivi_attention attention;
     kivi_config config;
     kivi_error error;
-    kivi_item item = {.n_new = 100, .q_position = KIVI_NEWEST};
+    kivi_item item = {.n_new = 100};
     uint64_t length;
     uint32_t i;
 
@@ -432,7 +432,7 @@ static void use_device(const struct driver *d, int device, const void *own, floa
     kivi_cache *cache;
     kivi_error error;
     kivi_seq fork, loaded;
-    kivi_item item = {.n_new = tokens, .n_q = 1, .q_position = KIVI_NEWEST};
+    kivi_item item = {.n_new = tokens, .n_q = 1};
 
     configure(&config, KV_HEADS, Q_HEADS);
     cache = create(config, "cuda", device, KIVI_MEMORY_HOST, &item.seq);

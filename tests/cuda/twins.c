@@ -139,7 +139,6 @@ struct call call_begin(struct twins *t, uint32_t layer, uint32_t n_seqs, uint64_
             .q = {c.q.host + i * q_row, KIVI_F32, 0, 0},
             .out = {c.out.host + i * q_row, KIVI_F32, 0, 0},
             .lse = c.lse.host + i * lse_row,
-            .q_position = KIVI_NEWEST,
         };
 
         on_host[i] = on_device[i] = item;

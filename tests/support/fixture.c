@@ -50,7 +50,6 @@ kivi_item fixture_item(struct fixture *f, kivi_seq seq, uint64_t n)
         .q = {f->q, KIVI_F32, 0, 0},
         .out = {f->out, KIVI_F32, 0, 0},
         .lse = f->lse,
-        .q_position = KIVI_NEWEST,
     };
 
     return item;

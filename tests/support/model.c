@@ -136,12 +136,11 @@ static void release(struct operands *o)
 static void expect(struct operands *o, const kivi_attention *attention)
 {
     double *k = tensor_decode(&o->k), *v = tensor_decode(&o->v), *q = tensor_decode(&o->q);
-    uint64_t position = o->item->q_position;
+    const uint64_t end = o->item->q_end;
 
     oracle_append(o->oracle, o->item->n_new, k, v);
-    if (position == KIVI_NEWEST)
-        position = o->oracle->contents.n - o->item->n_q;
-    o->expected = oracle_attend(o->oracle, o->item->n_q, q, position, attention);
+    o->expected = oracle_attend(o->oracle, o->item->n_q, q,
+                                (end ? end : o->oracle->contents.n) - o->item->n_q, attention);
     free(k);
     free(v);
     free(q);
@@ -202,7 +201,7 @@ static void call_subject(struct model *m, struct subject *s, uint32_t layer,
         calls[i].q = tensor_in(&o->q, 0);
         calls[i].out = tensor_out(&results[i].out);
         calls[i].lse = results[i].lse;
-        calls[i].q_position = o->item->q_position;
+        calls[i].q_end = o->item->q_end;
     }
     status =
         n_parts ? run_in_parts(&s->rng, s->cache, layer, calls, n_items, attention, n_parts, &error)

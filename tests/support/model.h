@@ -51,7 +51,7 @@ struct model {
 /* One item of a call. The rest of it is drawn at random. */
 struct model_item {
     size_t seq;
-    uint64_t n_new, n_q, q_position; /* as in kivi_item */
+    uint64_t n_new, n_q, q_end; /* as in kivi_item */
 };
 
 /* Creates caches of n_seqs sequences on all available backends. The configuration is copied, arrays

@@ -182,9 +182,8 @@ static void draw_item(struct stress_actor *a, struct item *item, kivi_item *call
     call->seq = item->seq->id;
     call->n_new = n_new;
     call->n_q = rng_below(&a->rng, n_new > 1 ? 4 : 2);
-    call->q_position = KIVI_NEWEST;
     if (call->n_q > length + n_new || rng_one_in(&a->rng, 8))
-        call->q_position = rng_below(&a->rng, length + n_new + 3);
+        call->q_end = call->n_q + rng_below(&a->rng, length + n_new + 3);
     item->k = random_tensor(a, ROLE_K, n_new);
     item->v = random_tensor(a, ROLE_V, n_new);
     item->q = random_tensor(a, ROLE_Q, call->n_q);
@@ -226,12 +225,11 @@ static void follow(struct stress_actor *a, const struct item *item, const kivi_i
     struct naive *naive = &item->seq->layers[layer];
     double *k = tensor_decode(&item->k), *v = tensor_decode(&item->v), *q = tensor_decode(&item->q);
     struct oracle_result expected;
-    uint64_t position = call->q_position;
+    uint64_t end;
 
     oracle_append(&naive->oracle, call->n_new, k, v);
-    if (position == KIVI_NEWEST)
-        position = naive->oracle.contents.n - call->n_q;
-    expected = oracle_attend(&naive->oracle, call->n_q, q, position, attention);
+    end = call->q_end ? call->q_end : naive->oracle.contents.n;
+    expected = oracle_attend(&naive->oracle, call->n_q, q, end - call->n_q, attention);
     accuracy_add_result(&a->out[attention->precision], &item->out, &expected);
     oracle_result_free(&expected);
     naive_flush(naive);
