@@ -43,6 +43,7 @@ static void check_refusal(const char *what, kivi_status expected, kivi_status go
     ck_assert_msg(memchr(error->message, '\0', sizeof error->message) != NULL,
                   "%s: the message does not end", what);
     ck_assert_msg(error->message[0] != '\0', "%s: no message", what);
+    ck_assert_msg(error->item < 2 || error->item == SIZE_MAX, "%s: item %zu", what, error->item);
 }
 
 /* Evaluates the call, which passes `error`, with a place for the detail and without. */
@@ -219,17 +220,19 @@ static const struct mistake attention_mistakes[] = {
 
 /* The call is refused by kivi_run and by kivi_work_begin. */
 static void check_items(const kivi_item *items, size_t n, const kivi_attention *attention,
-                        const char *what, kivi_status expected)
+                        const char *what, kivi_status expected, size_t at_fault)
 {
     kivi_work *work = (kivi_work *)&fixture; /* to be overwritten */
     kivi_error error;
 
     memset(&error, 'x', sizeof error);
     check_refusal(what, expected, kivi_run(fixture.cache, 0, items, n, attention, &error), &error);
+    ck_assert_msg(error.item == at_fault, "%s: item %zu is at fault", what, error.item);
     check_refusal(what, expected, kivi_run(fixture.cache, 0, items, n, attention, NULL), NULL);
     memset(&error, 'x', sizeof error);
     check_refusal(what, expected,
                   kivi_work_begin(fixture.cache, 0, items, n, attention, 2, &work, &error), &error);
+    ck_assert_msg(error.item == at_fault, "%s: item %zu is at fault", what, error.item);
     ck_assert_msg(work == NULL, "%s: *work is not NULL", what);
 }
 
@@ -244,23 +247,23 @@ START_TEST(items)
         pair[0] = fixture_item(&fixture, fixture.other, 5);
         pair[1] = fixture_item(&fixture, fixture.seq, 3);
         mistake_make(&item_mistakes[i], &pair[1]);
-        check_items(&pair[1], 1, NULL, item_mistakes[i].name, item_mistakes[i].expected);
+        check_items(&pair[1], 1, NULL, item_mistakes[i].name, item_mistakes[i].expected, 0);
         /* All items succeed or none is applied. */
-        check_items(pair, 2, NULL, item_mistakes[i].name, item_mistakes[i].expected);
+        check_items(pair, 2, NULL, item_mistakes[i].name, item_mistakes[i].expected, 1);
     }
     pair[1] = fixture_item(&fixture, fixture.stale, 3);
-    check_items(pair, 2, NULL, "a destroyed sequence", KIVI_ERROR_SEQUENCE);
+    check_items(pair, 2, NULL, "a destroyed sequence", KIVI_ERROR_SEQUENCE, 1);
     pair[1] = pair[0];
-    check_items(pair, 2, NULL, "two items append to one sequence", KIVI_ERROR_ARGUMENT);
+    check_items(pair, 2, NULL, "two items append to one sequence", KIVI_ERROR_ARGUMENT, 1);
     pair[1].n_new = 0;
-    check_items(pair, 2, NULL, "one item reads what another appends to", KIVI_ERROR_ARGUMENT);
+    check_items(pair, 2, NULL, "one item reads what another appends to", KIVI_ERROR_ARGUMENT, 1);
     pair[1].n_new = 5;
     pair[0].n_new = 0;
-    check_items(pair, 2, NULL, "one item appends to what another reads", KIVI_ERROR_ARGUMENT);
+    check_items(pair, 2, NULL, "one item appends to what another reads", KIVI_ERROR_ARGUMENT, 1);
     pair[1].n_new = 0; /* two that read are no mistake */
     ck_assert_int_eq(kivi_run(fixture.cache, 0, pair, 2, NULL, NULL), KIVI_OK);
-    check_items(NULL, 1, NULL, "items is NULL", KIVI_ERROR_ARGUMENT);
-    check_items(pair, SIZE_MAX, NULL, "n_items = SIZE_MAX", KIVI_ERROR_MEMORY);
+    check_items(NULL, 1, NULL, "items is NULL", KIVI_ERROR_ARGUMENT, SIZE_MAX);
+    check_items(pair, SIZE_MAX, NULL, "n_items = SIZE_MAX", KIVI_ERROR_MEMORY, SIZE_MAX);
     snapshot_check(&before, &fixture, "mistaken items");
 }
 END_TEST
@@ -310,13 +313,13 @@ START_TEST(attention_parameters)
         kivi_attention_init(&attention);
         mistake_make(&attention_mistakes[i], &attention);
         check_items(&item, 1, &attention, attention_mistakes[i].name,
-                    attention_mistakes[i].expected);
+                    attention_mistakes[i].expected, SIZE_MAX);
     }
     kivi_attention_init(&attention);
     attention.sink_logits = sinks;
-    check_items(&item, 1, &attention, "a sink logit is NaN", KIVI_ERROR_ARGUMENT);
+    check_items(&item, 1, &attention, "a sink logit is NaN", KIVI_ERROR_ARGUMENT, SIZE_MAX);
     sinks[3] = INFINITY;
-    check_items(&item, 1, &attention, "a sink logit is infinite", KIVI_ERROR_ARGUMENT);
+    check_items(&item, 1, &attention, "a sink logit is infinite", KIVI_ERROR_ARGUMENT, SIZE_MAX);
     snapshot_check(&before, &fixture, "mistaken attention parameters");
 }
 END_TEST

@@ -182,16 +182,20 @@ START_TEST(all_items_or_none)
     operands[3].v[7] = INFINITY;
     ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_NOT_FINITE);
     ck_assert_ptr_nonnull(strstr(error.message, "items[3].v"));
+    ck_assert_uint_eq(error.item, 3);
     operands[3].v[7] = 0;
     items[6].seq = 999999;
     ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_SEQUENCE);
+    ck_assert_uint_eq(error.item, 6);
     items[6].seq = seqs[1]; /* which another item appends to */
     ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_ARGUMENT);
-    ck_assert_ptr_nonnull(strstr(error.message, "items[1] and items[6] are both sequence"));
-    ck_assert_ptr_nonnull(strstr(error.message, "and items[1] appends"));
+    ck_assert_ptr_nonnull(strstr(error.message, "items[6] is sequence"));
+    ck_assert_ptr_nonnull(strstr(error.message, "as items[1] is, and items[1] appends"));
+    ck_assert_uint_eq(error.item, 6);
     items[6].seq = seqs[6];
     items[6].n_q = 77; /* more than it has tokens */
     ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_ARGUMENT);
+    ck_assert_uint_eq(error.item, 6);
     for (i = 0; i < SEQS; i++)
         session_check_same(&s, seqs[i], &s, before[i], "after a batch that failed");
     items[6].n_q = 2;

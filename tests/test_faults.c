@@ -91,8 +91,8 @@ static kivi_status in_parts(struct life *life, kivi_error *error)
     const kivi_item item = fixture_item(life->fixture, life->seqs[SEQ_A], 40);
     kivi_work *work;
     uint32_t phase, part;
-    const kivi_status status = kivi_work_begin(life->fixture->cache, 0, &item, 1, NULL, 3, &work,
-                                               error);
+    const kivi_status status =
+        kivi_work_begin(life->fixture->cache, 0, &item, 1, NULL, 3, &work, error);
 
     if (status != KIVI_OK)
         return status;
@@ -170,7 +170,7 @@ static void take_step_and_check(struct life *life, int step, size_t *budget, int
     struct memory *memory = &life->fixture->memory;
     struct snapshot before = {.n_seqs = 0};
     const size_t calls = atomic_load(&memory->calls);
-    kivi_error error = {KIVI_OK, ""};
+    kivi_error error = {.status = KIVI_OK};
     kivi_status status;
     char what[64];
 
@@ -266,6 +266,7 @@ START_TEST(capacity)
     before = snapshot_take(f, seqs, 2);
     ck_assert_int_eq(kivi_run(f->cache, 0, items, 2, NULL, &error), KIVI_ERROR_CAPACITY);
     check_error("capacity", &error, KIVI_ERROR_CAPACITY);
+    ck_assert_uint_eq(error.item, 1);
     snapshot_check(&before, f, "beyond capacity");
 
     /* Two calls at the same time cannot exceed it together. */
@@ -278,7 +279,8 @@ START_TEST(capacity)
     ck_assert_int_eq(kivi_run(f->cache, 0, items, 1, NULL, NULL), KIVI_OK);
     items[0].n_new = 1;
     ck_assert_int_eq(kivi_run(f->cache, 0, items, 1, NULL, NULL), KIVI_ERROR_CAPACITY);
-    ck_assert_int_eq(kivi_run(f->cache, 1, items, 1, NULL, NULL), KIVI_ERROR_ARGUMENT); /* 2 queries */
+    ck_assert_int_eq(kivi_run(f->cache, 1, items, 1, NULL, NULL),
+                     KIVI_ERROR_ARGUMENT); /* 2 queries */
     items[0].n_q = 1;
     ck_assert_int_eq(kivi_run(f->cache, 1, items, 1, NULL, NULL), KIVI_OK); /* another layer */
     ck_assert_int_eq(kivi_seq_fork(f->cache, f->seq, &fork, NULL), KIVI_ERROR_CAPACITY);

@@ -303,7 +303,7 @@ static void expect_all(const kivi_packing *p, const char *what, kivi_status expe
     static uint32_t code[4096];
     static uint16_t scale[4096], min[4096];
     const kivi_in in = {rows, KIVI_F32, 0, 0};
-    kivi_error errors[4] = {{KIVI_OK, ""}, {KIVI_OK, ""}, {KIVI_OK, ""}, {KIVI_OK, ""}};
+    kivi_error errors[4] = {{.status = KIVI_OK}};
     const kivi_status got[4] = {
         kivi_pack(p, in, packed, &errors[0]),
         kivi_unpack(p, packed, rows, &errors[1]),

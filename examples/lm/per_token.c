@@ -204,7 +204,7 @@ int lm_per_token_attend(struct lm_per_token *c, uint32_t layer, const struct lm_
 {
     const struct lm_model *m = c->model;
     const size_t n_heads = c->n_sequences * m->n_kv_heads;
-    kivi_error first = {KIVI_OK, ""};
+    kivi_error first = {.status = KIVI_OK};
 
     if (c->lengths[layer] >= c->max_tokens)
         return lm_fail(error, "more than %u tokens", c->max_tokens);

@@ -87,10 +87,12 @@ typedef enum kivi_status {
     KIVI_ERROR_DEVICE = -11      /* the device failed: launch, transfer, driver */
 } kivi_status;
 
-/* Where a call failed and why. Owned by the caller; always NUL-terminated. */
+/* Where a call failed and why. Owned by the caller. */
 typedef struct kivi_error {
     kivi_status status;
-    char message[240];
+    size_t item;       /* of several kivi_item, the one at fault, or the first for which there was no room:
+                          without it the others may do. SIZE_MAX if it is none of them */
+    char message[240]; /* always NUL-terminated */
 } kivi_error;
 
 /* A short English phrase for a status; never NULL, also for unknown numbers. */

@@ -9,6 +9,7 @@ kivi_status kivi_fail(kivi_error *error, kivi_status status, const char *format,
         va_list arguments;
 
         error->status = status;
+        error->item = SIZE_MAX;
         va_start(arguments, format);
         vsnprintf(error->message, sizeof error->message, format, arguments);
         va_end(arguments);
@@ -16,10 +17,35 @@ kivi_status kivi_fail(kivi_error *error, kivi_status status, const char *format,
     return status;
 }
 
+kivi_status kivi_fail_item(kivi_error *error, kivi_status status, size_t item, const char *format,
+                           ...)
+{
+    if (error) {
+        va_list arguments;
+        int n;
+
+        error->status = status;
+        error->item = item;
+        n = snprintf(error->message, sizeof error->message, "items[%zu]", item);
+        va_start(arguments, format);
+        vsnprintf(error->message + n, sizeof error->message - (size_t)n, format, arguments);
+        va_end(arguments);
+    }
+    return status;
+}
+
+kivi_status kivi_blame_item(kivi_error *error, kivi_status status, size_t item)
+{
+    if (error)
+        error->item = item;
+    return status;
+}
+
 kivi_status kivi_succeed(kivi_error *error)
 {
     if (error) {
         error->status = KIVI_OK;
+        error->item = SIZE_MAX;
         error->message[0] = '\0';
     }
     return KIVI_OK;

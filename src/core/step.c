@@ -70,10 +70,10 @@ static kivi_status resolve_array(const void *data, kivi_dtype dtype, int is_outp
                                  uint32_t dim, const char *name, size_t index, kivi_error *error)
 {
     if (!data)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s.data is NULL", index, name);
+        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index, ".%s.data is NULL", name);
     if (dtype != KIVI_F32 && dtype != KIVI_F16 && (is_output || dtype != KIVI_BF16))
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s.dtype is %d", index, name,
-                         (int)dtype);
+        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index, ".%s.dtype is %d", name,
+                              (int)dtype);
     if (*head_stride == 0)
         *head_stride = (ptrdiff_t)dim;
     if (*token_stride == 0)
@@ -92,16 +92,15 @@ static kivi_status resolve_item(const kivi_cache *cache, kivi_item *io, size_t i
     kivi_status status = KIVI_OK;
 
     if (io->n_new > UINT32_MAX || io->n_q > UINT32_MAX)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].%s is more than 2^32 - 1", index,
-                         io->n_new > UINT32_MAX ? "n_new" : "n_q");
+        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index, ".%s is more than 2^32 - 1",
+                              io->n_new > UINT32_MAX ? "n_new" : "n_q");
     if (io->n_q * g->heads_per_kv > MAX_QUERY_ROWS)
-        return kivi_fail(
-            error, KIVI_ERROR_ARGUMENT,
-            "items[%zu].n_q is %llu: with %u query heads to a kv head, more than 2^30 rows", index,
-            (unsigned long long)io->n_q, g->heads_per_kv);
+        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index,
+                              ".n_q is %llu: with %u query heads to a kv head, more than 2^30 rows",
+                              (unsigned long long)io->n_q, g->heads_per_kv);
     if (io->q_end != 0 && io->q_end < io->n_q)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "items[%zu].q_end is %llu, below n_q, %llu",
-                         index, (unsigned long long)io->q_end, (unsigned long long)io->n_q);
+        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index, ".q_end is %llu, below n_q, %llu",
+                              (unsigned long long)io->q_end, (unsigned long long)io->n_q);
     if (io->n_new && (status = RESOLVE(k, 0, g->n_kv_heads, g->k_dim)) == KIVI_OK)
         status = RESOLVE(v, 0, g->n_kv_heads, g->v_dim);
     if (status == KIVI_OK && io->n_q && (status = RESOLVE(q, 0, g->n_q_heads, g->k_dim)) == KIVI_OK)
@@ -127,13 +126,12 @@ static kivi_status refuse(const struct kivi_work *work, uint32_t layer, size_t i
 
     for (i = 0; i < index; i++)
         if (work->layers[i] == work->layers[index])
-            return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                             "items[%zu] and items[%zu] are both sequence %llu, and items[%zu] "
-                             "appends to it",
-                             i, index, seq, work->items[i].io.n_new ? i : index);
-    return kivi_fail(error, KIVI_ERROR_BUSY,
-                     "items[%zu]: another call is working on layer %u of sequence %llu", index,
-                     layer, seq);
+            return kivi_fail_item(
+                error, KIVI_ERROR_ARGUMENT, index,
+                " is sequence %llu, as items[%zu] is, and items[%zu] appends to it", seq, i,
+                work->items[i].io.n_new ? i : index);
+    return kivi_fail_item(error, KIVI_ERROR_BUSY, index,
+                          ": another call is working on layer %u of sequence %llu", layer, seq);
 }
 
 /* Finds the item's layer and marks it as at work; `more` tokens are to come, with the item's. */
@@ -145,11 +143,11 @@ static kivi_status mark_item(kivi_cache *cache, struct kivi_work *work, uint32_t
     kivi_status status;
 
     if (!sequence)
-        return error->status;
+        return kivi_blame_item(error, error->status, i);
     work->layers[i] = &sequence->layers[layer];
     status = kivi_token_room(cache, layer, more, error);
     if (status != KIVI_OK)
-        return status;
+        return kivi_blame_item(error, status, i);
     if (work->layers[i]->writers || (io->n_new && work->layers[i]->readers))
         return refuse(work, layer, i, error);
     count_call(work, i, 1);
@@ -215,14 +213,13 @@ static kivi_status reserve(kivi_cache *cache, struct kivi_work *work, uint32_t l
             const kivi_status status = kivi_layer_reserve(cache, layer, l, &item->after, error);
 
             if (status != KIVI_OK)
-                return status;
+                return kivi_blame_item(error, status, i);
         }
         if (item->io.q_end == 0) {
             if (item->io.n_q > item->after.n)
-                return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                                 "items[%zu].n_q is %llu, the sequence has %llu tokens", i,
-                                 (unsigned long long)item->io.n_q,
-                                 (unsigned long long)item->after.n);
+                return kivi_fail_item(
+                    error, KIVI_ERROR_ARGUMENT, i, ".n_q is %llu, the sequence has %llu tokens",
+                    (unsigned long long)item->io.n_q, (unsigned long long)item->after.n);
             item->io.q_end = item->after.n;
         }
         item->q_position = item->io.q_end - item->io.n_q;

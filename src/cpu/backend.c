@@ -144,11 +144,10 @@ static kivi_status end(void *context, struct kivi_step *step, int apply, kivi_er
     kivi_status status = KIVI_OK;
 
     if (apply && bad) {
-        status = kivi_fail(error, KIVI_ERROR_NOT_FINITE,
-                           "items[%llu].%s: token %llu, head %u is not finite%s",
-                           (unsigned long long)bad->bad_item, bad->bad_name,
-                           (unsigned long long)bad->bad_token, bad->bad_head,
-                           bad->bad_name[0] == 'q' ? "" : " in f16");
+        status = kivi_fail_item(error, KIVI_ERROR_NOT_FINITE, bad->bad_item,
+                                ".%s: token %llu, head %u is not finite%s", bad->bad_name,
+                                (unsigned long long)bad->bad_token, bad->bad_head,
+                                bad->bad_name[0] == 'q' ? "" : " in f16");
     } else if (apply) {
         if (plan->finish_phase == UINT32_MAX)
             for_all_parts(plan, kivi_finish_part);

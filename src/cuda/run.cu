@@ -320,8 +320,8 @@ kivi_status reserve(kivi_cuda_context *c, const kivi_step *step, pending *p, kiv
     return status;
 }
 
-/* What the device reported, and forgets. */
-kivi_status take_bad(kivi_cuda_context *c, const char *when, kivi_error *error)
+/* What the device reported, and forgets. Items are those of the call that it worked on. */
+kivi_status take_bad(kivi_cuda_context *c, bool earlier, kivi_error *error)
 {
     static const char *const names[] = {"q", "k", "v", "?"};
     const unsigned long long bad = *c->bad;
@@ -329,9 +329,12 @@ kivi_status take_bad(kivi_cuda_context *c, const char *when, kivi_error *error)
     if (bad == KIVI_CUDA_NOT_BAD)
         return KIVI_OK;
     *c->bad = KIVI_CUDA_NOT_BAD;
-    return kivi_fail(error, KIVI_ERROR_NOT_FINITE, "%sitems[%llu].%s: token %llu is not finite%s",
-                     when, bad >> 34, names[bad & 3], bad >> 2 & 0xffffffff,
-                     (bad & 3) == 0 ? "" : " in f16");
+    if (earlier)
+        return kivi_fail(error, KIVI_ERROR_NOT_FINITE,
+                         "in an earlier call, items[%llu].%s: token %llu is not finite%s", bad >> 34, names[bad & 3],
+                         bad >> 2 & 0xffffffff, (bad & 3) == 0 ? "" : " in f16");
+    return kivi_fail_item(error, KIVI_ERROR_NOT_FINITE, (size_t)(bad >> 34), ".%s: token %llu is not finite%s",
+                          names[bad & 3], bad >> 2 & 0xffffffff, (bad & 3) == 0 ? "" : " in f16");
 }
 
 bool is_captured(cudaStream_t stream)
@@ -446,7 +449,7 @@ kivi_status apply_step(kivi_cuda_context *c, const kivi_step *step, pending *p, 
         status = kivi_cuda_status(code != cudaSuccess ? code : waited, "kivi_run on the device",
                                   error);
         if (status == KIVI_OK)
-            status = take_bad(c, "", error);
+            status = take_bad(c, false, error);
         if (status == KIVI_OK)
             unstage(step, p);
         return status;
@@ -484,7 +487,7 @@ kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *e
     if (!p)
         return kivi_fail(error, KIVI_ERROR_MEMORY, "no scratch memory for this call");
     kivi_lock_take(&c->lock);
-    status = c->on_device ? take_bad(c, "in an earlier call, ", error) : KIVI_OK;
+    status = c->on_device ? take_bad(c, true, error) : KIVI_OK;
     if (status == KIVI_OK && !divide(step, path, p))
         status = kivi_fail(error, KIVI_ERROR_UNSUPPORTED, "too many queries for one call");
     if (status == KIVI_OK)

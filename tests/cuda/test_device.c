@@ -476,6 +476,7 @@ START_TEST(not_finite_is_told_later)
     ck_assert_int_eq(kivi_append(t.device, 0, t.on_device[0], 3, in_k, in_v, &error),
                      KIVI_ERROR_NOT_FINITE);
     ck_assert_ptr_nonnull(strstr(error.message, "items[0].k: token 1"));
+    ck_assert_uint_eq(error.item, SIZE_MAX); /* none of this call's */
     ck_assert_int_eq(kivi_seq_length(t.device, t.on_device[0], 0, &n, NULL), KIVI_OK);
     ck_assert_uint_eq(n, 3);
     session_ok(kivi_append(t.device, 0, t.on_device[0], 3, in_v, in_v, &error), &error);
