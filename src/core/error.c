@@ -3,15 +3,25 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+static void fill_in(kivi_error *error, kivi_status status, size_t item, const char *format,
+                    va_list arguments)
+{
+    size_t n = 0;
+
+    error->status = status;
+    error->item = item;
+    if (item != SIZE_MAX)
+        n = (size_t)snprintf(error->message, sizeof error->message, "items[%zu]", item);
+    vsnprintf(error->message + n, sizeof error->message - n, format, arguments);
+}
+
 kivi_status kivi_fail(kivi_error *error, kivi_status status, const char *format, ...)
 {
     if (error) {
         va_list arguments;
 
-        error->status = status;
-        error->item = SIZE_MAX;
         va_start(arguments, format);
-        vsnprintf(error->message, sizeof error->message, format, arguments);
+        fill_in(error, status, SIZE_MAX, format, arguments);
         va_end(arguments);
     }
     return status;
@@ -22,13 +32,9 @@ kivi_status kivi_fail_item(kivi_error *error, kivi_status status, size_t item, c
 {
     if (error) {
         va_list arguments;
-        int n;
 
-        error->status = status;
-        error->item = item;
-        n = snprintf(error->message, sizeof error->message, "items[%zu]", item);
         va_start(arguments, format);
-        vsnprintf(error->message + n, sizeof error->message - (size_t)n, format, arguments);
+        fill_in(error, status, item, format, arguments);
         va_end(arguments);
     }
     return status;

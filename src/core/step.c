@@ -98,9 +98,6 @@ static kivi_status resolve_item(const kivi_cache *cache, kivi_item *io, size_t i
         return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index,
                               ".n_q is %llu: with %u query heads to a kv head, more than 2^30 rows",
                               (unsigned long long)io->n_q, g->heads_per_kv);
-    if (io->q_end != 0 && io->q_end < io->n_q)
-        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index, ".q_end is %llu, below n_q, %llu",
-                              (unsigned long long)io->q_end, (unsigned long long)io->n_q);
     if (io->n_new && (status = RESOLVE(k, 0, g->n_kv_heads, g->k_dim)) == KIVI_OK)
         status = RESOLVE(v, 0, g->n_kv_heads, g->v_dim);
     if (status == KIVI_OK && io->n_q && (status = RESOLVE(q, 0, g->n_q_heads, g->k_dim)) == KIVI_OK)
@@ -208,6 +205,7 @@ static kivi_status reserve(kivi_cache *cache, struct kivi_work *work, uint32_t l
     for (i = 0; i < work->step.n_items; i++) {
         struct kivi_step_item *item = &work->items[i];
         struct kivi_layer *l = work->layers[i];
+        uint64_t end;
 
         if (item->io.n_new) {
             const kivi_status status = kivi_layer_reserve(cache, layer, l, &item->after, error);
@@ -215,14 +213,12 @@ static kivi_status reserve(kivi_cache *cache, struct kivi_work *work, uint32_t l
             if (status != KIVI_OK)
                 return kivi_blame_item(error, status, i);
         }
-        if (item->io.q_end == 0) {
-            if (item->io.n_q > item->after.n)
-                return kivi_fail_item(
-                    error, KIVI_ERROR_ARGUMENT, i, ".n_q is %llu, the sequence has %llu tokens",
-                    (unsigned long long)item->io.n_q, (unsigned long long)item->after.n);
-            item->io.q_end = item->after.n;
-        }
-        item->q_position = item->io.q_end - item->io.n_q;
+        end = item->io.q_end ? item->io.q_end : item->after.n;
+        if (end < item->io.n_q)
+            return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, i,
+                                  ".n_q is %llu, but there are %llu tokens up to the last query",
+                                  (unsigned long long)item->io.n_q, (unsigned long long)end);
+        item->q_position = end - item->io.n_q;
         if (item->q_position > FAR_POSITION)
             item->q_position = FAR_POSITION;
         item->pages = l->pages;

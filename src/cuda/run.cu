@@ -320,21 +320,20 @@ kivi_status reserve(kivi_cuda_context *c, const kivi_step *step, pending *p, kiv
     return status;
 }
 
-/* What the device reported, and forgets. Items are those of the call that it worked on. */
+/* What the device reported, and forgets. Items are those of the call that it worked on, this one or an earlier one. */
 kivi_status take_bad(kivi_cuda_context *c, bool earlier, kivi_error *error)
 {
     static const char *const names[] = {"q", "k", "v", "?"};
-    const unsigned long long bad = *c->bad;
+    const unsigned long long bad = *c->bad, item = bad >> 34;
+    kivi_status status;
 
     if (bad == KIVI_CUDA_NOT_BAD)
         return KIVI_OK;
     *c->bad = KIVI_CUDA_NOT_BAD;
-    if (earlier)
-        return kivi_fail(error, KIVI_ERROR_NOT_FINITE,
-                         "in an earlier call, items[%llu].%s: token %llu is not finite%s", bad >> 34, names[bad & 3],
-                         bad >> 2 & 0xffffffff, (bad & 3) == 0 ? "" : " in f16");
-    return kivi_fail_item(error, KIVI_ERROR_NOT_FINITE, (size_t)(bad >> 34), ".%s: token %llu is not finite%s",
-                          names[bad & 3], bad >> 2 & 0xffffffff, (bad & 3) == 0 ? "" : " in f16");
+    status = kivi_fail(error, KIVI_ERROR_NOT_FINITE, "%sitems[%llu].%s: token %llu is not finite%s",
+                       earlier ? "in an earlier call, " : "", item, names[bad & 3], bad >> 2 & 0xffffffff,
+                       (bad & 3) == 0 ? "" : " in f16");
+    return earlier ? status : kivi_blame_item(error, status, (size_t)item);
 }
 
 bool is_captured(cudaStream_t stream)
