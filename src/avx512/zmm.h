@@ -10,6 +10,7 @@
 #define LANES 16
 #define ACCUMULATORS 16 /* of dot products: what 32 registers hold beside the rest */
 #define PAGES_AHEAD 32768u
+#define NEAR_BITS 8u /* AMD's have lines sooner so, Intel's no later */
 
 typedef __m512i VI;
 typedef __m512 VF;

@@ -14,8 +14,8 @@
 /*
  * Asks for what is read next, at the pace of what is read now, and leaves `*ahead` after it. In the order of addresses:
  * CPUs take such a stream up, and have more lines on their way than a core may, but not the order in which kernels
- * read, scales before codes and words from row to row. The first-level cache holds both only at 2 bits. The last two
- * are constants.
+ * read, scales before codes and words from row to row. The first-level cache holds both at 2 bits, and is as near as
+ * any at NEAR_BITS. The last two are constants.
  */
 KIVI_INLINE void ask(uintptr_t *ahead, uint32_t bytes, uint32_t bits)
 {
@@ -23,7 +23,7 @@ KIVI_INLINE void ask(uintptr_t *ahead, uint32_t bytes, uint32_t bits)
 
     KIVI_UNROLL
     for (i = 0; i < bytes; i += KIVI_LINE) {
-        if (bits == 2)
+        if (bits <= NEAR_BITS)
             kivi_prefetch((const void *)(*ahead + i));
         else
             kivi_prefetch_for_later((const void *)(*ahead + i));

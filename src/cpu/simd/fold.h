@@ -29,11 +29,10 @@
 /* Below this all numbers count as this: their inverse might overflow. */
 #define SMALLEST 1e-30f
 
-/* Whether codes go in digits. */
-KIVI_INLINE int in_digits(uint32_t bits, kivi_precision precision)
+/* Whether codes go in digits. At more than 2 bits memory limits few rows, and floats are read in the order of addresses. */
+KIVI_INLINE int in_digits(uint32_t bits, uint32_t n_rows, kivi_precision precision)
 {
-    (void)bits; /* some tables have two at any */
-    return precision == KIVI_STANDARD && MOST_DIGITS(bits) > 0;
+    return precision == KIVI_STANDARD && MOST_DIGITS(bits) > 0 && (bits == 2 || n_rows > FEW_ROWS);
 }
 
 /* The largest number of so many digits, with room for the carry between two, or for dithers (values.h). */

@@ -23,7 +23,8 @@ struct key_batch {
     uint32_t n_rows, row[MAX_ROWS]; /* of the caller's */
     const float *q[MAX_ROWS];
     uintptr_t ahead; /* what to ask for next; the blocks if nothing is left */
-    int is_dwarfed;  /* all channels but one are next to nothing */
+    int in_digits;
+    int is_dwarfed; /* all channels but one are next to nothing */
     uint32_t n_outliers;
     struct {
         uint32_t channel, word, shift; /* word: of a tile's first token */
@@ -503,14 +504,13 @@ static uint32_t score_in_digits(struct key_batch *b, const float *q, uint32_t *r
 }
 
 /* Scores of n rows, at most MAX_ROWS. */
-static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *scores, size_t ld,
-                        kivi_precision precision)
+static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *scores, size_t ld)
 {
     const float *q_left[MAX_ROWS];
     float *scores_left[MAX_ROWS];
     uint32_t rows[MAX_ROWS] = {0, 1, 2, 3}, r;
 
-    if (in_digits(b->l->bits, precision) && !b->is_dwarfed)
+    if (b->in_digits && !b->is_dwarfed)
         n = score_in_digits(b, q, rows, n, scores, ld);
     for (r = 0; r < n; r++) {
         q_left[r] = q + (size_t)rows[r] * b->l->dim_pad;
@@ -534,17 +534,17 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
     b.l = l;
     b.blocks = blocks;
     b.width = width;
+    b.in_digits = in_digits(l->bits, n_rows, precision);
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;
-        if (in_digits(l->bits, precision)) {
+        if (b.in_digits) {
             find_scales(&b);
             find_outliers(&b);
         }
         for (r = 0; r < n_rows; r += MAX_ROWS)
             score_batch(&b, q + (size_t)r * l->dim_pad,
-                        n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld,
-                        precision);
+                        n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld);
         scores += (size_t)b.n_blocks * l->tokens;
         b.blocks += (size_t)b.n_blocks * l->block_bytes;
         ahead += (size_t)b.n_blocks * l->block_bytes;

@@ -23,6 +23,7 @@ struct value_batch {
     const char *blocks;
     uint32_t n_tokens, n_used; /* of whole blocks; those that count */
     uint32_t group;
+    int in_digits;
     uint32_t n_rows;
     uintptr_t ahead; /* what to ask for next; the blocks if nothing is left */
     uint8_t digits[MAX_ROWS][MAX_DIGITS][VALUE_TOKENS];
@@ -306,14 +307,13 @@ SUM_ROWS(1, 2)
 SUM_ROWS(2, 4)
 SUM_ROWS(2, 8)
 
-static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *out,
-                      kivi_precision precision)
+static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *out)
 {
     const struct kivi_layout *l = b->l;
     const float *weights[MAX_ROWS];
     uint32_t r;
 
-    if (in_digits(l->bits, precision)
+    if (b->in_digits
         && (l->bits == 2   ? sum_1_2(b, p, ld, out)
             : l->bits == 4 ? sum_2_4(b, p, ld, out)
                            : sum_2_8(b, p, ld, out)))
@@ -334,6 +334,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
     uint32_t t, g, r;
 
     b.l = l;
+    b.in_digits = in_digits(l->bits, n_rows, precision);
     for (t = 0; t < whole; t += VALUE_TOKENS) {
         b.blocks = (const char *)blocks + (size_t)(t / KIVI_TILE) * l->block_bytes;
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
@@ -343,7 +344,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
             b.ahead = ahead;
             for (r = 0; r < n_rows; r += MAX_ROWS) {
                 b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
-                sum_batch(&b, p + r * ld + t, ld, out + (size_t)r * l->dim_pad, precision);
+                sum_batch(&b, p + r * ld + t, ld, out + (size_t)r * l->dim_pad);
             }
             ahead += (size_t)b.n_tokens / KIVI_TILE * l->block_bytes / l->n_groups;
         }
