@@ -116,15 +116,16 @@ static void prepare(struct work *w)
 static void work(const struct work *w)
 {
     const uint32_t n_blocks = TOKENS / w->layout.tokens;
+    const struct kivi_next next = {.data = w->blocks};
     uint32_t i;
 
     for (i = 0; i < w->times; i++) {
         if (w->values)
-            w->table->v_accumulate(&w->layout, w->rows, TOKENS, w->heads, w->blocks, TOKENS,
-                                   w->blocks, w->results, KIVI_STANDARD);
+            w->table->v_accumulate(&w->layout, w->rows, TOKENS, w->heads, w->blocks, TOKENS, next,
+                                   w->results, KIVI_STANDARD);
         else
-            w->table->k_scores(&w->layout, w->rows, w->heads, w->blocks, n_blocks, w->blocks,
-                               w->results, TOKENS, KIVI_STANDARD);
+            w->table->k_scores(&w->layout, w->rows, w->heads, w->blocks, n_blocks, next, w->results,
+                               TOKENS, KIVI_STANDARD);
     }
 }
 

@@ -14,6 +14,8 @@
 #define MAX_DIM 512u
 #define MAX_ROWS 9u
 
+static const struct kivi_next no_next = {.data = NULL};
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static void *room(size_t bytes)
@@ -85,8 +87,8 @@ static void compare(struct input *in, const struct kivi_kernels *table, uint32_t
     for (r = 0; r < n_rows; r++)
         for (i = 0; i < dim; i++)
             q[r * k.dim_pad + i] = (float)next(in) / 64 - 2;
-    scalar->k_scores(&k, q, n_rows, a, 1, NULL, x, k.tokens, precision);
-    table->k_scores(&k, q, n_rows, a, 1, NULL, y, k.tokens, precision);
+    scalar->k_scores(&k, q, n_rows, a, 1, no_next, x, k.tokens, precision);
+    table->k_scores(&k, q, n_rows, a, 1, no_next, y, k.tokens, precision);
     for (r = 0; r < n_rows; r++) {
         double size = 0;
 
@@ -104,8 +106,8 @@ static void compare(struct input *in, const struct kivi_kernels *table, uint32_t
             q[r * KIVI_TILE + t] = t >= first && t < first + count ? (float)next(in) / 255 : 0;
     memset(x, 0, (size_t)MAX_ROWS * MAX_DIM * 4);
     memset(y, 0, (size_t)MAX_ROWS * MAX_DIM * 4);
-    scalar->v_accumulate(&v, q, KIVI_TILE, n_rows, c, first + count, NULL, x, precision);
-    table->v_accumulate(&v, q, KIVI_TILE, n_rows, c, first + count, NULL, y, precision);
+    scalar->v_accumulate(&v, q, KIVI_TILE, n_rows, c, first + count, no_next, x, precision);
+    table->v_accumulate(&v, q, KIVI_TILE, n_rows, c, first + count, no_next, y, precision);
     for (r = 0; r < n_rows; r++) {
         double size = 0;
 

@@ -373,6 +373,7 @@ static void compare_scores(struct rng *rng, const struct attention_case *c, cons
 {
     const size_t tokens = (size_t)c->n_blocks * c->l.tokens;
     const size_t ld = tokens + rng_below(rng, 3) * 7;
+    const struct kivi_next next = {.data = blocks, .is_amd = (int)rng_below(rng, 2)};
     int i, precision;
 
     for (i = 0; i < n_tables; i++) {
@@ -381,7 +382,7 @@ static void compare_scores(struct rng *rng, const struct attention_case *c, cons
             uint32_t r;
             size_t t;
 
-            tables[i]->k_scores(&c->l, q, c->n_rows, blocks, c->n_blocks, NULL, scores, ld,
+            tables[i]->k_scores(&c->l, q, c->n_rows, blocks, c->n_blocks, next, scores, ld,
                                 precision);
             check_rows(expected, c->n_rows, tokens, scores, NULL, ld, i, precision, c->rule,
                        k_margins, c->what);
@@ -455,6 +456,7 @@ static void compare_sums(struct rng *rng, const struct attention_case *c, const 
     const struct kivi_layout *l = &c->l;
     const size_t bytes = (size_t)c->n_rows * l->dim_pad * sizeof(float);
     const float *before = new_sums(rng, c, expected);
+    const struct kivi_next next = {.data = blocks, .is_amd = (int)rng_below(rng, 2)};
     int i, precision;
 
     for (i = 0; i < n_tables; i++) {
@@ -462,7 +464,7 @@ static void compare_sums(struct rng *rng, const struct attention_case *c, const 
             float *out = guard_new(rng, bytes, 4);
 
             memcpy(out, before, bytes);
-            tables[i]->v_accumulate(l, weights, ld, c->n_rows, blocks, (uint32_t)n_tokens, NULL,
+            tables[i]->v_accumulate(l, weights, ld, c->n_rows, blocks, (uint32_t)n_tokens, next,
                                     out, precision);
             check_rows(expected, c->n_rows, l->dim, out, before, l->dim_pad, i, precision, c->rule,
                        v_margins, c->what);
@@ -514,13 +516,14 @@ static void check_v_accumulate(struct rng *rng, struct attention_case *c)
 static void sum_values(const struct kivi_kernels *table, const struct kivi_layout *l,
                        const void *blocks, uint32_t used, float *out)
 {
+    const struct kivi_next next = {.data = NULL};
     float weights[MAX_BLOCKS * KIVI_TILE];
     uint32_t t;
 
     for (t = 0; t < MAX_BLOCKS * KIVI_TILE; t++)
         weights[t] = t < used ? 1 : 0;
     memset(out, 0, l->dim_pad * sizeof *out);
-    table->v_accumulate(l, weights, MAX_BLOCKS * KIVI_TILE, 1, blocks, used, NULL, out,
+    table->v_accumulate(l, weights, MAX_BLOCKS * KIVI_TILE, 1, blocks, used, next, out,
                         KIVI_STANDARD);
 }
 

@@ -6,8 +6,6 @@ KIVI_INLINE VI vi_dot(VI sum, VI u, VI s)
     return _mm512_dpbusd_epi32(sum, u, s);
 }
 
-#define FEW_ROWS 2u
-
 #include "../cpu/simd/dot_vnni.h"
 #include "../cpu/simd/table.h"
 

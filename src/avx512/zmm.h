@@ -10,7 +10,8 @@
 #define LANES 16
 #define ACCUMULATORS 16 /* of dot products: what 32 registers hold beside the rest */
 #define PAGES_AHEAD 32768u
-#define NEAR_BITS 8u /* AMD's have lines sooner so, Intel's no later */
+#define AGAIN 2048u
+#define FEW_ROWS 2u
 
 typedef __m512i VI;
 typedef __m512 VF;

@@ -90,17 +90,19 @@ struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan,
 
 /* ------------------------------------------------------------------ one chunk */
 
-/* Where the packed blocks of token `t` lie, if they are packed: a hint for what is read next. */
-static const void *packed_at(const struct kivi_cpu_work *w, uint64_t t,
-                             struct kivi_run_of_tokens find(const struct kivi_plan *,
-                                                            const struct kivi_part *, size_t,
-                                                            uint32_t, uint64_t))
+/* Where the packed blocks of token `t` lie, if they are packed: what is read next. */
+static struct kivi_next packed_at(const struct kivi_cpu_work *w, uint64_t t,
+                                  struct kivi_run_of_tokens find(const struct kivi_plan *,
+                                                                 const struct kivi_part *, size_t,
+                                                                 uint32_t, uint64_t))
 {
     const struct kivi_step_item *item = &w->plan->step->items[w->task->item];
 
-    return t < item->before.k_packed
-               ? find(w->plan, w->part, w->task->item, w->task->kv_head, t).data
-               : NULL;
+    struct kivi_next next = {.is_amd = w->plan->is_amd};
+
+    if (t < item->before.k_packed)
+        next.data = find(w->plan, w->part, w->task->item, w->task->kv_head, t).data;
+    return next;
 }
 
 /* Scores of tokens [begin, end), begin a multiple of KIVI_UNIT, into part->scores. */
@@ -122,7 +124,8 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 
         if (run.stride) {
             kernels->f16_scores(l->dim, w->q, l->dim_pad, task->n_rows, run.data, run.stride,
-                                (uint32_t)n, packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK);
+                                (uint32_t)n, packed_at(w, t, kivi_find_values).data, scores,
+                                KIVI_CHUNK);
         } else {
             /* Where values are still exact nothing hides an error of the scores, and a few tokens may decide a
              * row: kernels take more digits for fewer tokens. */
@@ -234,12 +237,13 @@ static void sum_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
         const struct kivi_run_of_tokens run =
             kivi_find_values(w->plan, w->part, task->item, task->kv_head, t);
         const float *weights = part->scores + (t - begin);
-        const void *next = packed_at(w->after, w->after > w ? t : t + KIVI_CHUNK, kivi_find_keys);
+        const struct kivi_next next =
+            packed_at(w->after, w->after > w ? t : t + KIVI_CHUNK, kivi_find_keys);
 
         n = min_u64(run.n_tokens, packed - t);
         if (run.stride)
             kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data, run.stride,
-                                    (uint32_t)n, next, w->stretch.out, l->dim_pad);
+                                    (uint32_t)n, next.data, w->stretch.out, l->dim_pad);
         else
             kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data, (uint32_t)n, next,
                                   w->stretch.out, step->attention.precision);

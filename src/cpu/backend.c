@@ -11,6 +11,7 @@
 
 struct context {
     const struct kivi_kernels *kernels;
+    uint32_t features; /* of the CPU: asking is slow in virtual machines */
     const struct kivi_geometry *geometry;
     kivi_allocator allocator;
 };
@@ -36,6 +37,7 @@ static kivi_status open_context(const struct kivi_backend *self,
     if (!c)
         return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for the backend");
     c->kernels = self->kernels;
+    c->features = kivi_cpu_features();
     c->geometry = geometry;
     c->allocator = config->allocator;
     *context = c;
@@ -95,7 +97,7 @@ static void for_all_parts(struct kivi_plan *plan, void (*work)(struct kivi_plan 
 static kivi_status begin(void *context, struct kivi_step *step, kivi_error *error)
 {
     const struct context *c = context;
-    struct kivi_plan *plan = kivi_plan_make(c->kernels, step, &c->allocator);
+    struct kivi_plan *plan = kivi_plan_make(c->kernels, c->features, step, &c->allocator);
 
     if (!plan)
         return kivi_fail(error, KIVI_ERROR_MEMORY, "no scratch memory for this call");

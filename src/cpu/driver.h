@@ -56,6 +56,7 @@ struct kivi_part {
 /* Scratch of one step. */
 struct kivi_plan {
     const struct kivi_kernels *kernels;
+    int is_amd; /* kivi_next */
     struct kivi_step *step;
     size_t bytes; /* of this allocation */
     uint32_t stage_phase, attend_phase, finish_phase; /* UINT32_MAX: not a phase */
@@ -94,9 +95,9 @@ struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan,
                                            const struct kivi_part *part, size_t item, uint32_t head,
                                            uint64_t position);
 
-/* Plan of a step, with all its memory from `allocator`; NULL if there is none. */
-struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi_step *step,
-                                 const kivi_allocator *allocator);
+/* Plan of a step on a machine of these features, with all its memory from `allocator`; NULL if there is none. */
+struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, uint32_t features,
+                                 struct kivi_step *step, const kivi_allocator *allocator);
 
 /* The work of one part: new rows to f16 (and what only appends is quantized at once), attention, merging
  * and quantizing. In this order, each after all parts of the one before. Nothing that is visible changes. */

@@ -11,7 +11,8 @@ enum {
     KIVI_CPU_AVX512_VNNI = 1u << 3, /* vpdpbusd on zmm */
     KIVI_CPU_NEON = 1u << 4,        /* AArch64 Advanced SIMD */
     KIVI_CPU_DOTPROD = 1u << 5,     /* sdot, udot */
-    KIVI_CPU_I8MM = 1u << 6         /* usdot, smmla */
+    KIVI_CPU_I8MM = 1u << 6,        /* usdot, smmla */
+    KIVI_CPU_AMD = 1u << 7          /* whose memory likes to be asked in its own way (kernels.h) */
 };
 
 /* The features of this machine. One file per architecture: features_x86.c, features_arm.c, and

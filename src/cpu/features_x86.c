@@ -42,6 +42,7 @@ static int has(uint32_t reg, uint32_t bits)
 }
 
 /* Intel's Software Developer's Manual, volume 2, CPUID, has the bits; volume 1, chapter 13, XCR0. */
+#define VENDOR_AMD 0x68747541u /* "Auth", of AuthenticAMD */
 #define LEAF1_ECX_FMA_OSXSAVE_AVX_F16C (1u << 12 | 1u << 27 | 1u << 28 | 1u << 29)
 #define LEAF7_EBX_AVX2 (1u << 5)
 #define LEAF7_EBX_AVX512 (1u << 16 | 1u << 17 | 1u << 30 | 1u << 31) /* F, DQ, BW, VL */
@@ -53,9 +54,11 @@ static int has(uint32_t reg, uint32_t bits)
 uint32_t kivi_cpu_features(void)
 {
     uint32_t r[4], state, features, n_leaves;
+    int is_amd;
 
     cpuid(0, 0, r);
     n_leaves = r[EAX];
+    is_amd = r[EBX] == VENDOR_AMD;
     if (n_leaves < 7)
         return 0;
     cpuid(1, 0, r);
@@ -65,7 +68,7 @@ uint32_t kivi_cpu_features(void)
     cpuid(7, 0, r);
     if (!has(state, XCR0_YMM) || !has(r[EBX], LEAF7_EBX_AVX2))
         return 0;
-    features = KIVI_CPU_AVX2;
+    features = KIVI_CPU_AVX2 | (is_amd ? KIVI_CPU_AMD : 0);
     if (has(state, XCR0_ZMM) && has(r[EBX], LEAF7_EBX_AVX512)) {
         features |= KIVI_CPU_AVX512;
         if (has(r[ECX], LEAF7_ECX_AVX512_VNNI))

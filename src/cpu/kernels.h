@@ -27,6 +27,12 @@
 
 #define KIVI_LINE 64u /* bytes of a cache's line */
 
+/* What the caller reads after a call's blocks. A hint: a kernel may ask the memory for as many bytes of it. */
+struct kivi_next {
+    const void *data; /* NULL: not known */
+    int is_amd;       /* KIVI_CPU_AMD: one stream of requests, not two, and into the nearest cache */
+};
+
 struct kivi_kernels {
     const char *name, *description;
 
@@ -50,23 +56,22 @@ struct kivi_kernels {
                        uint32_t first, uint32_t count, void *block);
 
     /* scores[r * ld + t] = q[r] . key[t] for all tokens of n_blocks consecutive key blocks.
-     * q: [n_rows][dim_pad], padding 0. bits 2, 4, 8. `next`: what the caller reads after these blocks, if
-     * known, else NULL: a kernel may ask the memory for as many bytes of it. With KIVI_STANDARD fewer than
-     * 256 tokens are scored the more exactly, since one of them may decide a row. */
+     * q: [n_rows][dim_pad], padding 0. bits 2, 4, 8. With KIVI_STANDARD fewer than 256 tokens are scored
+     * the more exactly, since one of them may decide a row. */
     void (*k_scores)(const struct kivi_layout *l, const float *q, uint32_t n_rows,
-                     const void *blocks, uint32_t n_blocks, const void *next, float *scores,
+                     const void *blocks, uint32_t n_blocks, struct kivi_next next, float *scores,
                      size_t ld, kivi_precision precision);
 
     /* out[r][c] += sum over t of p[r * ld + t] * value[t][c], over the first n_tokens of consecutive value
      * blocks; p >= 0, 0 for a token that does not count and for those beyond n_tokens that fill up its
      * block. out: [n_rows][dim_pad], where padding may become anything. The result depends on these tokens
-     * alone, and what a call adds is summed up apart. bits, next: as above. */
+     * alone, and what a call adds is summed up apart. bits: as above. */
     void (*v_accumulate)(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,
-                         const void *blocks, uint32_t n_tokens, const void *next, float *out,
+                         const void *blocks, uint32_t n_tokens, struct kivi_next next, float *out,
                          kivi_precision precision);
 
     /* The same two over f16 rows, `stride` elements apart. q_stride and out_stride are elements
-     * from one row to the next. dim is a multiple of 8. */
+     * from one row to the next. dim is a multiple of 8. `next`: kivi_next.data. */
     void (*f16_scores)(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
                        const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
                        float *scores, size_t ld);

@@ -189,14 +189,15 @@ static void number_phases(struct kivi_plan *plan)
     step->n_phases = n;
 }
 
-struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, struct kivi_step *step,
-                                 const kivi_allocator *allocator)
+struct kivi_plan *kivi_plan_make(const struct kivi_kernels *kernels, uint32_t features,
+                                 struct kivi_step *step, const kivi_allocator *allocator)
 {
     struct kivi_plan sizes = {.kernels = kernels, .step = step}, *plan;
     const uint64_t n_tasks = count_tasks(step, &sizes.task_rows);
     const uint64_t rows = (uint64_t)sizes.task_rows * step->geometry->n_kv_heads;
     struct carver carver = {NULL, 0};
 
+    sizes.is_amd = (features & KIVI_CPU_AMD) != 0;
     sizes.part_rows = rows < KIVI_ROW_BLOCK ? (uint32_t)rows : KIVI_ROW_BLOCK;
     carve(&carver, 1, sizeof sizes);
     lay_out(&sizes, &carver, n_tasks);

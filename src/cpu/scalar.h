@@ -17,12 +17,11 @@ void kivi_dequantize_v(const struct kivi_layout *l, const void *block, uint32_t 
                        uint32_t count, float *rows);
 
 void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t n_rows,
-                          const void *blocks, uint32_t n_blocks, const void *next, float *scores,
-                          size_t ld, kivi_precision precision);
+                          const void *blocks, uint32_t n_blocks, struct kivi_next next,
+                          float *scores, size_t ld, kivi_precision precision);
 void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_t ld,
                               uint32_t n_rows, const void *blocks, uint32_t n_tokens,
-                              const void *next, float *out,
-                              kivi_precision precision);
+                              struct kivi_next next, float *out, kivi_precision precision);
 void kivi_f16_scores_scalar(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
                             const uint16_t *rows, size_t stride, uint32_t n_tokens,
                             const void *next, float *scores, size_t ld);

@@ -8,8 +8,8 @@
 #include "scalar.h"
 
 void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t n_rows,
-                          const void *blocks, uint32_t n_blocks, const void *next, float *scores,
-                          size_t ld, kivi_precision precision)
+                          const void *blocks, uint32_t n_blocks, struct kivi_next next,
+                          float *scores, size_t ld, kivi_precision precision)
 {
     const uint32_t n = 32 / l->bits, mask = (1u << l->bits) - 1u, words = l->dim_pad / n;
     double folded[KIVI_MAX_DIM];
@@ -47,7 +47,7 @@ void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t 
 
 void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_t ld,
                               uint32_t n_rows, const void *blocks, uint32_t n_tokens,
-                              const void *next, float *out, kivi_precision precision)
+                              struct kivi_next next, float *out, kivi_precision precision)
 {
     const uint32_t n = 32 / l->bits, mask = (1u << l->bits) - 1u;
     uint32_t b, r, t, c, i;

@@ -11,26 +11,6 @@
 #define MAX_SIDE 4 /* vectors side by side */
 #define MAX_SUMS (MAX_ROWS * MAX_DIGITS)
 
-/*
- * Asks for what is read next, at the pace of what is read now, and leaves `*ahead` after it. In the order of addresses:
- * CPUs take such a stream up, and have more lines on their way than a core may, but not the order in which kernels
- * read, scales before codes and words from row to row. The first-level cache holds both at 2 bits, and is as near as
- * any at NEAR_BITS. The last two are constants.
- */
-KIVI_INLINE void ask(uintptr_t *ahead, uint32_t bytes, uint32_t bits)
-{
-    uint32_t i;
-
-    KIVI_UNROLL
-    for (i = 0; i < bytes; i += KIVI_LINE) {
-        if (bits <= NEAR_BITS)
-            kivi_prefetch((const void *)(*ahead + i));
-        else
-            kivi_prefetch_for_later((const void *)(*ahead + i));
-    }
-    *ahead += bytes;
-}
-
 /* The places of one word, and the words that 16 numbers have. */
 #define PLACES(bits) (8 / (bits))
 #define WORDS(bits) ((bits) / 2)

@@ -20,38 +20,6 @@
 #define FLOAT_CHAINS(rows, side)                                                                   \
     ((rows) * (side) < FEWEST_SUMS ? LESS_OF(FEWEST_SUMS / ((rows) * (side)), 4) : 1)
 
-/*
- * The two halves of what is read next. At 8 bits memory is the limit of a single row, and CPUs take up two streams
- * faster than one: lines of one and the other are asked for in turns. Otherwise the halves follow each other.
- */
-struct halves {
-    uintptr_t ahead, other;
-};
-
-KIVI_INLINE struct halves halves_of(uintptr_t ahead, size_t bytes)
-{
-    return (struct halves){ahead, ahead + bytes / 2 / KIVI_LINE * KIVI_LINE};
-}
-
-/* The last two are constants. */
-KIVI_INLINE void ask_halves(struct halves *h, uint32_t bytes, uint32_t rows, uint32_t bits)
-{
-    uint32_t i;
-
-    if (rows > 1 || bits < 8) {
-        ask(&h->ahead, bytes, bits);
-        return;
-    }
-    KIVI_UNROLL
-    for (i = 0; i < bytes; i += KIVI_LINE) {
-        const uintptr_t other = h->other;
-
-        ask(&h->ahead, KIVI_LINE, bits);
-        h->other = h->ahead;
-        h->ahead = other;
-    }
-}
-
 /* What vf_code counts in. */
 KIVI_INLINE float code_unit(uint32_t bits)
 {
@@ -60,7 +28,8 @@ KIVI_INLINE float code_unit(uint32_t bits)
 
 /* Numbers of rows times scales, and what the middles add. */
 struct float_operands {
-    float scaled[MAX_ROWS][KIVI_MAX_DIM], bias[MAX_ROWS];
+    _Alignas(KIVI_LINE) float scaled[MAX_ROWS][KIVI_MAX_DIM];
+    float bias[MAX_ROWS];
 };
 
 /* ------------------------------------------------------------------ folding */
@@ -68,8 +37,7 @@ struct float_operands {
 /* Folds n numbers of rows x, from `at` on, a multiple of 16. Adds to the biases. The last three are constants. */
 KIVI_INLINE void fold_floats(struct float_operands *f, const uint16_t *scales,
                              const uint16_t *minima, const float *const *x, uint32_t at, uint32_t n,
-                             struct halves *next, VF *bias, float unit, uint32_t rows,
-                             uint32_t bits)
+                             struct ahead *next, VF *bias, float unit, uint32_t rows, uint32_t bits)
 {
     const float half = (float)(1u << (bits - 1));
     uint32_t i, r;
@@ -151,7 +119,7 @@ KIVI_INLINE VF sum_of_chains(const VF *sum, uint32_t chains)
 
 /* Scores of `side` vectors of tokens, of which `word` is the first. The last three are constants. */
 KIVI_INLINE void score_vectors(const struct float_operands *f, const uint32_t *word, uint32_t dim,
-                               struct halves *next, float *const *scores, size_t at, uint32_t rows,
+                               struct ahead *next, float *const *scores, size_t at, uint32_t rows,
                                uint32_t side, uint32_t bits)
 {
     const uint32_t chains = FLOAT_CHAINS(rows, side);
@@ -176,13 +144,12 @@ KIVI_INLINE void score_vectors(const struct float_operands *f, const uint32_t *w
 
 /* Scores of blocks for rows q, which are to go to `scores`. The last two are constants. */
 KIVI_INLINE void score_floats(const struct kivi_layout *l, const float *const *q,
-                              const char *blocks, uint32_t n_blocks, uintptr_t ahead,
+                              const char *blocks, uint32_t n_blocks, struct ahead next,
                               float *const *scores, uint32_t rows, uint32_t bits)
 {
     const uint32_t side = FLOAT_SIDE(rows), dim = l->dim_pad;
     const uint32_t tile_words = dim * bits / 32 * KIVI_TILE;
     const float unit = 1 / code_unit(bits); /* before the products, which might overflow */
-    struct halves next = halves_of(ahead, (size_t)n_blocks * l->block_bytes);
     struct float_operands f;
     VF bias[MAX_ROWS];
     size_t at = 0, end = 0;
@@ -206,7 +173,7 @@ KIVI_INLINE void score_floats(const struct kivi_layout *l, const float *const *q
 /* Adds `side` vectors of channels, from `channel` on, to the rows of `out`. The last three are constants. */
 KIVI_INLINE void sum_vectors(const struct float_operands *f, const struct kivi_layout *l,
                              const char *blocks, uint32_t n_tokens, uint32_t channel,
-                             struct halves *next, float *out, uint32_t rows, uint32_t side,
+                             struct ahead *next, float *out, uint32_t rows, uint32_t side,
                              uint32_t bits)
 {
     const uint32_t chains = FLOAT_CHAINS(rows, side), dim = l->dim_pad;
@@ -239,13 +206,11 @@ KIVI_INLINE void sum_vectors(const struct float_operands *f, const struct kivi_l
 
 /* Adds the values of a group, at most KIVI_MAX_DIM, with weights p to the rows of `out`. The last two are constants. */
 KIVI_INLINE void sum_floats(const struct kivi_layout *l, const float *const *p, const char *blocks,
-                            uint32_t n_tokens, uint32_t group, uintptr_t ahead, float *out,
+                            uint32_t n_tokens, uint32_t group, struct ahead next, float *out,
                             uint32_t rows, uint32_t bits)
 {
     const uint32_t side = FLOAT_SIDE(rows), size = l->group_size;
     const uint32_t end = LESS_OF((group + 1) * size, l->dim_pad);
-    struct halves next =
-        halves_of(ahead, (size_t)n_tokens / KIVI_TILE * l->block_bytes / l->n_groups);
     struct float_operands f;
     VF bias[MAX_ROWS];
     uint32_t t, c;
@@ -268,23 +233,23 @@ KIVI_INLINE void sum_floats(const struct kivi_layout *l, const float *const *p, 
 /* ------------------------------------------------------------------ by bits and rows */
 
 typedef void score_float_loop(const struct kivi_layout *l, const float *const *q,
-                              const char *blocks, uint32_t n_blocks, uintptr_t ahead,
+                              const char *blocks, uint32_t n_blocks, struct ahead next,
                               float *const *scores);
 typedef void sum_float_loop(const struct kivi_layout *l, const float *const *p, const char *blocks,
-                            uint32_t n_tokens, uint32_t group, uintptr_t ahead, float *out);
+                            uint32_t n_tokens, uint32_t group, struct ahead next, float *out);
 
 #define FLOAT_LOOPS(rows, bits)                                                                    \
     KIVI_APART void score_floats_##rows##_##bits(                                                  \
         const struct kivi_layout *l, const float *const *q, const char *blocks, uint32_t n_blocks, \
-        uintptr_t ahead, float *const *scores)                                                     \
+        struct ahead next, float *const *scores)                                                   \
     {                                                                                              \
-        score_floats(l, q, blocks, n_blocks, ahead, scores, rows, bits);                           \
+        score_floats(l, q, blocks, n_blocks, next, scores, rows, bits);                            \
     }                                                                                              \
     KIVI_APART void sum_floats_##rows##_##bits(const struct kivi_layout *l, const float *const *p, \
                                                const char *blocks, uint32_t n_tokens,              \
-                                               uint32_t group, uintptr_t ahead, float *out)        \
+                                               uint32_t group, struct ahead next, float *out)      \
     {                                                                                              \
-        sum_floats(l, p, blocks, n_tokens, group, ahead, out, rows, bits);                         \
+        sum_floats(l, p, blocks, n_tokens, group, next, out, rows, bits);                          \
     }
 
 #define FLOAT_ROWS(bits)                                                                           \
@@ -309,21 +274,21 @@ static sum_float_loop *const sum_float_loops[3][MAX_ROWS] = {
     {sum_floats_1_8, sum_floats_2_8, sum_floats_3_8, sum_floats_4_8},
 };
 
-/* Scores of all blocks for n rows, at most MAX_ROWS. What is read after them is asked for from `ahead` on; if nothing
- * is left to be, `ahead` is the blocks. */
+/* Scores of all blocks for n rows, at most MAX_ROWS. Asks for what is read after them; if nothing is left to be, that
+ * is the blocks. */
 static void score_in_floats(const struct kivi_layout *l, const float *const *q, uint32_t n,
-                            const char *blocks, uint32_t n_blocks, uintptr_t ahead,
+                            const char *blocks, uint32_t n_blocks, struct ahead next,
                             float *const *scores)
 {
-    score_float_loops[l->bits / 4][n - 1](l, q, blocks, n_blocks, ahead, scores);
+    score_float_loops[l->bits / 4][n - 1](l, q, blocks, n_blocks, next, scores);
 }
 
 /* Adds a group of values to n rows, likewise. */
 static void sum_in_floats(const struct kivi_layout *l, const float *const *p, uint32_t n,
-                          const char *blocks, uint32_t n_tokens, uint32_t group, uintptr_t ahead,
+                          const char *blocks, uint32_t n_tokens, uint32_t group, struct ahead next,
                           float *out)
 {
-    sum_float_loops[l->bits / 4][n - 1](l, p, blocks, n_tokens, group, ahead, out);
+    sum_float_loops[l->bits / 4][n - 1](l, p, blocks, n_tokens, group, next, out);
 }
 
 #endif

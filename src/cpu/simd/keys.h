@@ -22,16 +22,16 @@ struct key_batch {
     uint32_t n_blocks, width;       /* channels of a block, up to whole sets */
     uint32_t n_rows, row[MAX_ROWS]; /* of the caller's */
     const float *q[MAX_ROWS];
-    uintptr_t ahead; /* what to ask for next; the blocks if nothing is left */
+    struct ahead ahead;
     int in_digits;
     int is_dwarfed; /* all channels but one are next to nothing */
     uint32_t n_outliers;
     struct {
         uint32_t channel, word, shift; /* word: of a tile's first token */
     } outlier[OUTLIERS];
-    float top[KIVI_MAX_DIM];         /* largest scales, */
-    float common_top[KIVI_MAX_DIM];  /* and 0 for outliers */
-    float mean_square[KIVI_MAX_DIM]; /* of the scales */
+    _Alignas(KIVI_LINE) float top[KIVI_MAX_DIM]; /* largest scales, */
+    float common_top[KIVI_MAX_DIM];              /* and 0 for outliers */
+    float mean_square[KIVI_MAX_DIM];             /* of the scales */
     uint16_t outlier_scale[KEY_BLOCKS][OUTLIER_LANES];
     float outlier_q[MAX_ROWS][OUTLIER_LANES];
     float outlier_product[KEY_BLOCKS][MAX_ROWS][OUTLIER_LANES];
@@ -42,11 +42,13 @@ struct key_batch {
     float bias[KEY_BLOCKS][MAX_ROWS];
 };
 
+_Static_assert(offsetof(struct key_batch, digits) % KIVI_LINE == 0, "vectors within lines");
+
 /* ------------------------------------------------------------------ scoring */
 
 /* Adds the first n words, at most 4, of each 16 channels in a set to the scores of `side` vectors of tokens. */
 KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, uint32_t n,
-                         uintptr_t *ahead, const struct operands *o, uint32_t set, uint32_t rows,
+                         struct ahead *ahead, const struct operands *o, uint32_t set, uint32_t rows,
                          uint32_t side, uint32_t n_digits, uint32_t bits)
 {
     uint32_t place, w;
@@ -60,7 +62,7 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
         KIVI_UNROLL
         for (w = 0; w < 4 && w < n; w++, word += WORDS(bits) * KIVI_TILE) {
             if (place % PLACES(bits) == 0)
-                ask(ahead, side * LANES * sizeof *word, bits);
+                ask(ahead, side * LANES * sizeof *word, rows, bits);
             add_dots(sum, word, o, (size_t)set * SET + 16 * place, w, place, rows, side, n_digits,
                      bits, 1);
         }
@@ -93,7 +95,7 @@ KIVI_INLINE void add_outliers(VF total[MAX_SIDE][MAX_ROWS], const struct key_bat
 
 /* Scores of a tile for all rows, `at` tokens into the caller's. The last three are constants. */
 KIVI_INLINE void score_key_tile(const struct key_batch *b, const uint32_t *codes, uint32_t n_sets,
-                                uint32_t rest, uintptr_t *ahead, const struct operands *o,
+                                uint32_t rest, struct ahead *ahead, const struct operands *o,
                                 uint32_t block, float *const *scores, size_t at, uint32_t rows,
                                 uint32_t n_digits, uint32_t bits)
 {
@@ -138,7 +140,7 @@ KIVI_INLINE void score_codes(struct key_batch *b, float *scores, size_t ld, uint
     const uint32_t width = b->width;
     struct operands o = {b->digits[0][0], sizeof b->digits[0], sizeof b->digits[0][0], b->steps[0],
                          sizeof b->steps[0] / sizeof(float)};
-    uintptr_t ahead = b->ahead;
+    struct ahead ahead = b->ahead;
     float *to[MAX_ROWS];
     size_t at = 0, end = 0;
     uint32_t i, r;
@@ -152,7 +154,7 @@ KIVI_INLINE void score_codes(struct key_batch *b, float *scores, size_t ld, uint
         codes += rest_words;
         o.digits += width;
     }
-    b->ahead = (uintptr_t)b->blocks;
+    b->ahead.at = (uintptr_t)b->blocks;
 }
 
 typedef void score_loop(struct key_batch *b, float *scores, size_t ld);
@@ -277,7 +279,7 @@ KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *pla
 
 /* Folds n channels of a set for n_rows rows. n may, and the last three are constants. */
 KIVI_INLINE void fold_set(struct key_batch *b, size_t c, const uint16_t *scales,
-                          const uint16_t *minima, uint32_t n, uintptr_t *ahead, VF *bias,
+                          const uint16_t *minima, uint32_t n, struct ahead *ahead, VF *bias,
                           uint8_t *digits, uint32_t n_rows, uint32_t n_digits, uint32_t bits)
 {
     struct unfolded u;
@@ -286,7 +288,7 @@ KIVI_INLINE void fold_set(struct key_batch *b, size_t c, const uint16_t *scales,
     KIVI_UNROLL
     for (w = 0; w < 4; w++) {
         if (16 * w < n) {
-            ask(ahead, 2 * 16 * sizeof *scales, bits);
+            ask(ahead, 2 * 16 * sizeof *scales, n_rows, bits);
             unfold(&u, w, scales + 16 * w, minima + 16 * w, bits);
         } else {
             unfold_none(&u, w);
@@ -342,7 +344,7 @@ KIVI_INLINE void fold_queries(struct key_batch *b, uint32_t n_rows, uint32_t n_d
     const uint16_t *scales = kivi_scales_const(b->l, b->blocks);
     const uint16_t *minima = kivi_minima_const(b->l, b->blocks);
     uint8_t *digits = b->digits[0][0];
-    uintptr_t ahead = b->ahead;
+    struct ahead ahead = b->ahead;
     VF bias[MAX_ROWS];
     size_t c;
     uint32_t i, r;
@@ -517,24 +519,25 @@ static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *
         scores_left[r] = scores + rows[r] * ld;
     }
     if (n > 0)
-        score_in_floats(b->l, q_left, n, b->blocks, b->n_blocks, b->ahead, scores_left);
-    b->ahead = (uintptr_t)b->blocks;
+        score_in_floats(b->l, q_left, n, b->blocks, b->n_blocks,
+                        in_halves(b->ahead, (size_t)b->n_blocks * b->l->block_bytes), scores_left);
+    b->ahead.at = (uintptr_t)b->blocks;
 }
 
 static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_rows,
-                     const void *blocks, uint32_t n_blocks, const void *next, float *scores,
+                     const void *blocks, uint32_t n_blocks, struct kivi_next next, float *scores,
                      size_t ld, kivi_precision precision)
 {
     const uint32_t width = (l->dim_pad + SET - 1) / SET * SET;
     const uint32_t room = KEY_NUMBERS / width < KEY_BLOCKS ? KEY_NUMBERS / width : KEY_BLOCKS;
-    uintptr_t ahead = (uintptr_t)(next ? next : blocks);
+    struct ahead ahead = ahead_of(next, blocks);
     struct key_batch b;
     uint32_t r;
 
     b.l = l;
     b.blocks = blocks;
     b.width = width;
-    b.in_digits = in_digits(l->bits, n_rows, precision);
+    b.in_digits = in_digits(l->bits, n_rows, ahead.near, precision);
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;
@@ -547,7 +550,7 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
                         n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld);
         scores += (size_t)b.n_blocks * l->tokens;
         b.blocks += (size_t)b.n_blocks * l->block_bytes;
-        ahead += (size_t)b.n_blocks * l->block_bytes;
+        ahead.at += (size_t)b.n_blocks * l->block_bytes;
     }
 }
 

@@ -18,8 +18,8 @@
  *                    32 bits, and before it 8 products of each have to fit
  *   MOST_DIGITS      (bits): digits with which they are worth while, 2 at most; 0 if floats are always as good.
  *                    Codes of 2 bits have one at least, those of 4 and 8 bits two or none
- *   FEW_ROWS         up to so many rows codes of more than 2 bits go in floats all the same; may be missing
- *   NEAR_BITS        the widest codes of which what is read next is asked for into the first-level cache; may be missing
+ *   AGAIN            how many bytes later a line is asked for once more (ahead.h); may be missing
+ *   FEW_ROWS         up to so many rows memory is the limit, and not arithmetic; may be missing
  *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
  *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
  *                    right to fit these
@@ -67,12 +67,12 @@
 #define PAGES_AHEAD 0u
 #endif
 
-#ifndef FEW_ROWS
-#define FEW_ROWS 0u
+#ifndef AGAIN
+#define AGAIN 0u
 #endif
 
-#ifndef NEAR_BITS
-#define NEAR_BITS 2u /* of which 32 KB hold two runs of blocks */
+#ifndef FEW_ROWS
+#define FEW_ROWS 0u
 #endif
 
 #ifndef CODE_OFFSET
@@ -87,6 +87,7 @@
 #define vd_again(words, side) (words)
 #endif
 
+#include "ahead.h"
 #include "fold.h"
 #include "codes.h"
 #include "floats.h"

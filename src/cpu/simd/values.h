@@ -25,8 +25,8 @@ struct value_batch {
     uint32_t group;
     int in_digits;
     uint32_t n_rows;
-    uintptr_t ahead; /* what to ask for next; the blocks if nothing is left */
-    uint8_t digits[MAX_ROWS][MAX_DIGITS][VALUE_TOKENS];
+    struct ahead ahead;
+    _Alignas(KIVI_LINE) uint8_t digits[MAX_ROWS][MAX_DIGITS][VALUE_TOKENS];
     float steps[MAX_ROWS][UNITS][STEPS];
     float bias[MAX_ROWS];
 };
@@ -35,7 +35,7 @@ struct value_batch {
 
 /* Adds one place of the n blocks of a unit. */
 KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, size_t half,
-                           size_t block, uint32_t n, uintptr_t *ahead, const struct operands *o,
+                           size_t block, uint32_t n, struct ahead *ahead, const struct operands *o,
                            uint32_t place, uint32_t rows, uint32_t side, uint32_t n_digits,
                            uint32_t bits)
 {
@@ -46,7 +46,7 @@ KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, siz
         KIVI_UNROLL
         for (h = 0; h < 2; h++) {
             if (place % PLACES(bits) == 0)
-                ask(ahead, side * LANES * sizeof *word, bits);
+                ask(ahead, side * LANES * sizeof *word, rows, bits);
             add_dots(sum, word + h * half, o, i / 2 * SET + 16 * place, i % 2 * 2 + h, place, rows,
                      side, n_digits, bits, SIGNED_WEIGHTS(bits));
         }
@@ -55,7 +55,7 @@ KIVI_INLINE void add_place(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word, siz
 
 /* Adds the codes of `side` vectors of channels, weighted, to all rows. side and the last three are constants. */
 KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint32_t side,
-                             uintptr_t *ahead, float *out, uint32_t rows, uint32_t n_digits,
+                             struct ahead *ahead, float *out, uint32_t rows, uint32_t n_digits,
                              uint32_t bits)
 {
     struct operands o = {b->digits[0][0], sizeof b->digits[0], sizeof b->digits[0][0],
@@ -109,14 +109,14 @@ KIVI_INLINE void sum_codes(struct value_batch *b, float *out, uint32_t rows, uin
     const uint32_t side = SIDE_BY_SIDE(rows, n_digits);
     const uint32_t size = b->l->group_size, dim = b->l->dim_pad;
     const uint32_t end = (b->group + 1) * size < dim ? (b->group + 1) * size : dim;
-    uintptr_t ahead = b->ahead;
+    struct ahead ahead = b->ahead;
     uint32_t c;
 
     for (c = b->group * size; c + side * LANES <= end; c += side * LANES)
         sum_columns(b, c, side, &ahead, out, rows, n_digits, bits);
     if (side * LANES > 16 && c < end)
         sum_columns(b, c, VECTORS, &ahead, out, rows, n_digits, bits);
-    b->ahead = (uintptr_t)b->blocks;
+    b->ahead.at = (uintptr_t)b->blocks;
 }
 
 typedef void sum_loop(struct value_batch *b, float *out);
@@ -226,7 +226,7 @@ KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint3
         if (16 * i < n) {
             scales = first_of(scales, used - 16 * i, room[0]);
             minima = first_of(minima, used - 16 * i, room[1]);
-            ask(&b->ahead, 2 * KIVI_TILE * sizeof *scales, bits);
+            ask(&b->ahead, 2 * KIVI_TILE * sizeof *scales, n_rows, bits);
             unfold(&u, i, scales, minima, bits);
             unfold(&u, i + 1, scales + 16, minima + 16, bits);
             skew = skew_of(&u, i, bits, skew);
@@ -320,21 +320,23 @@ static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *o
         return;
     for (r = 0; r < b->n_rows; r++)
         weights[r] = p + r * ld;
-    sum_in_floats(l, weights, b->n_rows, b->blocks, b->n_tokens, b->group, b->ahead, out);
-    b->ahead = (uintptr_t)b->blocks;
+    sum_in_floats(
+        l, weights, b->n_rows, b->blocks, b->n_tokens, b->group,
+        in_halves(b->ahead, (size_t)b->n_tokens / KIVI_TILE * l->block_bytes / l->n_groups), out);
+    b->ahead.at = (uintptr_t)b->blocks;
 }
 
 static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,
-                         const void *blocks, uint32_t n_tokens, const void *next, float *out,
+                         const void *blocks, uint32_t n_tokens, struct kivi_next next, float *out,
                          kivi_precision precision)
 {
     const uint32_t whole = (n_tokens + KIVI_TILE - 1) / KIVI_TILE * KIVI_TILE;
-    uintptr_t ahead = (uintptr_t)(next ? next : blocks);
+    struct ahead ahead = ahead_of(next, blocks);
     struct value_batch b;
     uint32_t t, g, r;
 
     b.l = l;
-    b.in_digits = in_digits(l->bits, n_rows, precision);
+    b.in_digits = in_digits(l->bits, n_rows, ahead.near, precision);
     for (t = 0; t < whole; t += VALUE_TOKENS) {
         b.blocks = (const char *)blocks + (size_t)(t / KIVI_TILE) * l->block_bytes;
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
@@ -346,7 +348,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
                 b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
                 sum_batch(&b, p + r * ld + t, ld, out + (size_t)r * l->dim_pad);
             }
-            ahead += (size_t)b.n_tokens / KIVI_TILE * l->block_bytes / l->n_groups;
+            ahead.at += (size_t)b.n_tokens / KIVI_TILE * l->block_bytes / l->n_groups;
         }
     }
 }
