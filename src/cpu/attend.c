@@ -97,7 +97,6 @@ static struct kivi_next packed_at(const struct kivi_cpu_work *w, uint64_t t,
                                                                  uint32_t, uint64_t))
 {
     const struct kivi_step_item *item = &w->plan->step->items[w->task->item];
-
     struct kivi_next next = {.is_amd = w->plan->is_amd};
 
     if (t < item->before.k_packed)

@@ -537,7 +537,7 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
     b.l = l;
     b.blocks = blocks;
     b.width = width;
-    b.in_digits = in_digits(l->bits, n_rows, ahead.near, precision);
+    b.in_digits = in_digits(l->bits, n_rows, ahead.is_near, precision);
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;

@@ -91,7 +91,7 @@ KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint3
         if (2 * c % KIVI_LINE == 0) {
             KIVI_UNROLL
             for (i = 0; i < n_tokens; i++)
-                ask_line(ahead + (size_t)n_tokens * 2 * c + i * KIVI_LINE, n_rows);
+                ask_line((uintptr_t)ahead + (size_t)n_tokens * 2 * c + i * KIVI_LINE, n_rows);
         }
         add_products(q + c, q_stride, n_rows, rows + c, stride, n_tokens, 0, sum);
     }
@@ -174,7 +174,7 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
             const VF x = vf_load_half(rows + v * LANES);
 
             if (2 * v * LANES % KIVI_LINE == 0)
-                ask_line(ahead + 2 * v * LANES, n_rows);
+                ask_line((uintptr_t)ahead + 2 * v * LANES, n_rows);
             KIVI_UNROLL
             for (r = 0; r < n_rows; r++)
                 sum[r * width + v] = vf_fma(vf_set(p[r * ld + t]), x, sum[r * width + v]);

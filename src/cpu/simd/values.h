@@ -336,7 +336,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
     uint32_t t, g, r;
 
     b.l = l;
-    b.in_digits = in_digits(l->bits, n_rows, ahead.near, precision);
+    b.in_digits = in_digits(l->bits, n_rows, ahead.is_near, precision);
     for (t = 0; t < whole; t += VALUE_TOKENS) {
         b.blocks = (const char *)blocks + (size_t)(t / KIVI_TILE) * l->block_bytes;
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
