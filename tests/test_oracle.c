@@ -171,12 +171,11 @@ static void prompt_and_steps(struct model *m, uint64_t prompt, int n_steps, uint
     }
 }
 
-START_TEST(adversarial_data)
+static void check_adversarial(const struct fill *fill, uint64_t seed)
 {
     static const uint32_t dims[] = {40, 64, 80, 128, 256}, bits[] = {2, 4, 8, 16};
-    const struct fill *fill = &fill_adversarial[_i];
     const int n = test_rounds(10, 400);
-    struct rng rng = {test_seed(0xbad) + (uint64_t)_i};
+    struct rng rng = {seed};
     int i;
 
     reset_worst();
@@ -196,6 +195,20 @@ START_TEST(adversarial_data)
         model_close(&m);
     }
     print_worst(fill->name);
+}
+
+START_TEST(adversarial_data)
+{
+    check_adversarial(&fill_adversarial[_i], test_seed(0xbad) + (uint64_t)_i);
+}
+END_TEST
+
+/* Where rounding alike queries alike took rows beyond their bound, 1.1 to 1.5 times. */
+START_TEST(alike_queries)
+{
+    static const uint64_t seeds[] = {6, 8, 15};
+
+    check_adversarial(&fill_adversarial[3], seeds[_i]);
 }
 END_TEST
 
@@ -671,6 +684,7 @@ int main(void)
 
     tcase_add_test(bounds, any_combination);
     tcase_add_loop_test(bounds, adversarial_data, 0, (int)n_fill_adversarial);
+    tcase_add_loop_test(bounds, alike_queries, 0, 3);
     tcase_add_test(bounds, split_over_tokens);
     tcase_add_loop_test(bounds, long_sums, 0, backend_count());
     tcase_add_loop_test(many, many_queries, 0, 1 + (int)n_fill_adversarial);

@@ -250,8 +250,8 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
 
 /* Finds the steps of row r. Returns whether they are fine enough. A step counts for 16 products, which are off by a
  * twelfth of its square, times codes as likely at the ends of their range as in the middle. Products that are alike
- * are all off the same way, as independent ones, within three deviations, are not: that counts apart. The last two are
- * constants. */
+ * are all off the same way, as independent ones, within two deviations, are not: from a third of what a score may be off
+ * by that counts apart. The last two are constants. */
 KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *places,
                                uint32_t n_digits, uint32_t bits)
 {
@@ -270,7 +270,8 @@ KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *pla
     aligned_error = vf_sum(aligned) * middle_code(bits);
     independent = error / code * middle_code(bits) * middle_code(bits);
     if (error > error_allowed(n_digits, bits)
-        || aligned_error * aligned_error > fmaxf(error_allowed(n_digits, bits), 9 * independent))
+        || aligned_error * aligned_error
+               > fmaxf(error_allowed(n_digits, bits) / 9, 4 * independent))
         return 0;
     return n_digits > 1
            || (b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE
