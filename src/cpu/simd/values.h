@@ -307,6 +307,12 @@ SUM_ROWS(1, 2)
 SUM_ROWS(2, 4)
 SUM_ROWS(2, 8)
 
+/* Of the batch's blocks; as many are asked for meanwhile. */
+static size_t bytes_of_group(const struct value_batch *b)
+{
+    return (size_t)b->n_tokens / KIVI_TILE * b->l->block_bytes / b->l->n_groups;
+}
+
 static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *out)
 {
     const struct kivi_layout *l = b->l;
@@ -320,9 +326,8 @@ static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *o
         return;
     for (r = 0; r < b->n_rows; r++)
         weights[r] = p + r * ld;
-    sum_in_floats(
-        l, weights, b->n_rows, b->blocks, b->n_tokens, b->group,
-        in_halves(b->ahead, (size_t)b->n_tokens / KIVI_TILE * l->block_bytes / l->n_groups), out);
+    sum_in_floats(l, weights, b->n_rows, b->blocks, b->n_tokens, b->group,
+                  in_halves(b->ahead, bytes_of_group(b)), out);
     b->ahead.at = (uintptr_t)b->blocks;
 }
 
@@ -348,7 +353,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
                 b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
                 sum_batch(&b, p + r * ld + t, ld, out + (size_t)r * l->dim_pad);
             }
-            ahead.at += (size_t)b.n_tokens / KIVI_TILE * l->block_bytes / l->n_groups;
+            ahead.at += bytes_of_group(&b);
         }
     }
 }
