@@ -193,6 +193,10 @@ static const struct mistake item_mistakes[] = {
     ITEM_MISTAKE(v.data, 0),
     ITEM_MISTAKE(q.data, 0),
     ITEM_MISTAKE(out.data, 0),
+    ITEM_MISTAKE(k.data, 1), /* not aligned */
+    ITEM_MISTAKE(out.data, 2),
+    ITEM_MISTAKE(k.token_stride, INT64_MAX), /* its bytes overflow */
+    ITEM_MISTAKE(q.head_stride, INT64_MIN),
     ITEM_MISTAKE(k.dtype, 3),
     ITEM_MISTAKE(k.dtype, UINT32_MAX),
     ITEM_MISTAKE(v.dtype, 3),
@@ -412,6 +416,34 @@ START_TEST(parts_left_out)
         ck_assert_msg(strstr(error.message, "parts"), "%s", error.message);
     }
     snapshot_check(&before, f, "parts left out");
+}
+END_TEST
+
+/* One that runs a part in place of another, or before its phase, has not done it either. */
+START_TEST(parts_not_due)
+{
+    struct fixture *f = &fixture;
+    const kivi_item item = fixture_item(f, f->seq, 700);
+    struct snapshot before = snapshot_take(f, &f->seq, 1);
+    uint32_t n_phases, n_parts, wrong, i;
+
+    for (wrong = 0; wrong == 0 || wrong < n_phases * n_parts; wrong++) {
+        kivi_error error;
+        kivi_work *work;
+
+        ck_assert_int_eq(kivi_work_begin(f->cache, 0, &item, 1, NULL, 3, &work, NULL), KIVI_OK);
+        n_phases = kivi_work_phases(work);
+        n_parts = kivi_work_parts(work);
+        ck_assert_uint_gt(n_phases * n_parts, 1);
+        for (i = 0; i < n_phases * n_parts; i++) {
+            const uint32_t other = (wrong + 1) % (n_phases * n_parts), run = i == wrong ? other : i;
+
+            kivi_work_part(work, run / n_parts, run % n_parts);
+        }
+        ck_assert_int_eq(kivi_work_end(work, &error), KIVI_ERROR_ARGUMENT);
+        ck_assert_msg(strstr(error.message, "more than once"), "%s", error.message);
+    }
+    snapshot_check(&before, f, "parts that are not due");
 }
 END_TEST
 
@@ -748,6 +780,7 @@ int main(void)
     tcase_add_test(arguments, calls);
     tcase_add_test(arguments, parts_out_of_range);
     tcase_add_test(arguments, parts_left_out);
+    tcase_add_test(arguments, parts_not_due);
     tcase_add_test(arguments, where_queries_end);
     tcase_add_test(arguments, sequences);
     tcase_add_test(arguments, rotary_embedding);

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "support/buffer.h"
 #include "support/fixture.h"
 #include "support/random.h"
 #include "support/suite.h"
@@ -338,6 +339,51 @@ START_TEST(memory_budget)
 }
 END_TEST
 
+/* What is refused for want of pages leaves no table for them behind. */
+START_TEST(refused_pages)
+{
+    struct fixture *f = &fixture;
+    kivi_stats before, after;
+    kivi_item item;
+
+    fixture_open_with_budget(f, backend_name(0), (uint64_t)1 << 20, 2);
+    item = fixture_item(f, f->seq, 1);
+    item.n_new = UINT32_MAX; /* of which none is read */
+    item.n_q = 0;
+    before = fixture_stats(f);
+    ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_ERROR_CAPACITY);
+    kivi_cache_trim(f->cache);
+    after = fixture_stats(f);
+    ck_assert_uint_eq(after.bookkeeping_bytes, before.bookkeeping_bytes);
+    fixture_close(f);
+}
+END_TEST
+
+/* Reads from a buffer, and counts meanwhile. */
+static int read_and_count(void *context, void *data, size_t bytes)
+{
+    const kivi_stats stats = fixture_stats(&fixture);
+
+    ck_assert_uint_eq(stats.total_bytes + stats.free_bytes, atomic_load(&fixture.memory.bytes));
+    return buffer_read(context, data, bytes);
+}
+
+/* What is on its way into the cache is in use. */
+START_TEST(statistics_meanwhile)
+{
+    struct fixture *f = &fixture;
+    struct buffer file;
+    kivi_seq seq;
+
+    fixture_open(f, backend_name(0));
+    buffer_init(&file);
+    ck_assert_int_eq(kivi_seq_save(f->cache, f->seq, buffer_write, &file, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_load(f->cache, read_and_count, &file, &seq, NULL), KIVI_OK);
+    buffer_free(&file);
+    fixture_close(f);
+}
+END_TEST
+
 #define MANY 400
 
 /* One token for each of as many sequences as the budget has windows for. Returns how many. */
@@ -597,6 +643,8 @@ int main(void)
     tcase_add_loop_test(memory, allocation_failures, 0, 2);
     tcase_add_test(memory, capacity);
     tcase_add_test(memory, memory_budget);
+    tcase_add_test(memory, refused_pages);
+    tcase_add_test(memory, statistics_meanwhile);
     tcase_add_test(memory, budget_in_pieces);
     tcase_add_test(memory, max_sequences);
     tcase_add_loop_test(numbers, not_finite, 0, backend_count());

@@ -38,6 +38,7 @@
  *   OpenMP's run-time may end the process if the system refuses it a thread (a
  *   limit of processes or of address space). With n_threads = 1, or on the host's
  *   own threads (kivi_work_begin), the library starts none.
+ * - Callbacks return: no exception and no longjmp passes through the library.
  * - Different threads may use one cache at the same time on different sequences
  *   (or different layers of one sequence). A call that would touch a layer of a
  *   sequence while another call is changing it fails with KIVI_ERROR_BUSY.
@@ -231,7 +232,8 @@ typedef struct kivi_stats {
     uint64_t code_bytes;       /* quantized codes of the tokens held (f16 rows for 16 bits) */
     uint64_t scale_bytes;      /* their scales and minima */
     uint64_t window_bytes;     /* f16 windows: residual, rollback and sink tokens */
-    uint64_t unused_bytes;     /* room in pages in use that holds no token yet */
+    uint64_t unused_bytes;     /* room in pages in use that holds no token yet; pages and windows of
+                                  sequences that are being loaded, truncated or shortened */
     uint64_t bookkeeping_bytes;/* page tables, sequence table, scratch, the cache object */
     uint64_t total_bytes;      /* the sum of the five above: memory in use */
     uint64_t free_bytes;       /* blocks kept for reuse, allocated but not in use */
@@ -325,7 +327,7 @@ typedef enum kivi_dtype { KIVI_F32 = 0, KIVI_F16 = 1, KIVI_BF16 = 2 } kivi_dtype
 /*
  * A read-only array [tokens][heads][dim]: channel c of head h of token t is element
  * t * token_stride + h * head_stride + c of `data`. Strides count elements. A stride of 0
- * mean dense: head_stride = dim, token_stride = heads * dim. `data` is aligned to its elements: to
+ * means dense: head_stride = dim, token_stride = heads * dim. `data` is aligned to its elements: to
  * 4 bytes for f32, to 2 for f16 and bf16.
  */
 typedef struct kivi_in {
@@ -357,7 +359,7 @@ typedef struct kivi_item {
     uint64_t q_end;  /* one past the position of the last query; a query sees the tokens up to and
                         including its own position. 0, for prompts and decoding: the length after the
                         append. Else at least n_q: queries at or above the length see every token
-                        (another machine holds the rest) */
+                        (another machine holds the rest). Above 2^62 it counts as 2^62 */
 } kivi_item;
 
 /*
@@ -431,11 +433,15 @@ KIVI_API uint32_t kivi_work_phases(const kivi_work *work);
  */
 KIVI_API uint32_t kivi_work_parts(const kivi_work *work);
 
-/* Runs one part of one phase. Failures (a non-finite input) are kept for kivi_work_end. */
+/*
+ * Runs one part of one phase. Failures (a non-finite input) are kept for kivi_work_end, and so is that a part
+ * was not due: it has been run in this phase, or not all of the phase before have returned. Such a part does
+ * nothing.
+ */
 KIVI_API void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part);
 
-/* Applies the call, or reports why not (not all parts of all phases were run: KIVI_ERROR_ARGUMENT), and frees
- * `work` either way. */
+/* Applies the call, or reports why not (parts of a phase were not run, or not when they were due:
+ * KIVI_ERROR_ARGUMENT), and frees `work` either way. */
 KIVI_API kivi_status kivi_work_end(kivi_work *work, kivi_error *error);
 
 /* Frees `work` without applying it: the cache stays as before kivi_work_begin. NULL is ignored. */

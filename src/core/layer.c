@@ -42,6 +42,15 @@ static void changed(const struct kivi_span *before, const struct kivi_span *afte
     }
 }
 
+static void free_table(kivi_cache *cache, struct kivi_layer *layer)
+{
+    kivi_heap_free(&cache->heap, layer->blocks, layer->page_capacity * sizeof *layer->blocks);
+    kivi_heap_free(&cache->heap, layer->pages, layer->page_capacity * sizeof *layer->pages);
+    layer->blocks = NULL;
+    layer->pages = NULL;
+    layer->page_capacity = 0;
+}
+
 /* Room in the page table for n pages; it doubles. */
 static kivi_status grow_table(kivi_cache *cache, struct kivi_layer *layer, uint64_t n,
                               kivi_error *error)
@@ -69,8 +78,7 @@ static kivi_status grow_table(kivi_cache *cache, struct kivi_layer *layer, uint6
         memcpy(blocks, layer->blocks, layer->n_pages * sizeof *blocks);
         memcpy(pages, layer->pages, layer->n_pages * sizeof *pages);
     }
-    kivi_heap_free(&cache->heap, layer->blocks, layer->page_capacity * sizeof *blocks);
-    kivi_heap_free(&cache->heap, layer->pages, layer->page_capacity * sizeof *pages);
+    free_table(cache, layer);
     layer->blocks = blocks;
     layer->pages = pages;
     layer->page_capacity = (uint32_t)capacity;
@@ -157,10 +165,8 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
     const uint32_t page_tokens = cache->geometry.layers[index].page_tokens;
     const uint64_t n = pages_for(packed_end(after), page_tokens);
     uint64_t begin, end, i;
-    kivi_status status = grow_table(cache, layer, n, error);
+    kivi_status status;
 
-    if (status != KIVI_OK)
-        return status;
     if (!layer->window) {
         layer->window = kivi_pool_take(&cache->window_pool, error);
         if (!layer->window)
@@ -169,7 +175,7 @@ kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_la
     status = privatize(cache, layer, &cache->window_pool, &layer->window, error);
     if (status != KIVI_OK)
         return status;
-    while (layer->n_pages < n) {
+    while (layer->n_pages < n) { /* the table grows with the pages that there is room for */
         status = kivi_layer_add_page(cache, layer, NULL, error);
         if (status != KIVI_OK)
             return status;
@@ -240,6 +246,8 @@ void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *lay
 
     while (layer->n_pages > n)
         kivi_pool_drop(&cache->page_pool, layer->blocks[--layer->n_pages]);
+    if (layer->n_pages == 0)
+        free_table(cache, layer);
     if (layer->span.n == 0 && layer->window) {
         kivi_pool_drop(&cache->window_pool, layer->window);
         layer->window = NULL;
@@ -302,9 +310,4 @@ void kivi_layer_clear(kivi_cache *cache, uint32_t index, struct kivi_layer *laye
     layer->span = empty;
     layer->k_base = layer->k_low = layer->v_low = 0;
     kivi_layer_shrink(cache, index, layer);
-    kivi_heap_free(&cache->heap, layer->blocks, layer->page_capacity * sizeof *layer->blocks);
-    kivi_heap_free(&cache->heap, layer->pages, layer->page_capacity * sizeof *layer->pages);
-    layer->blocks = NULL;
-    layer->pages = NULL;
-    layer->page_capacity = 0;
 }

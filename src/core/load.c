@@ -404,7 +404,10 @@ kivi_status kivi_seq_load(kivi_cache *cache, kivi_read_fn read, void *context, k
                          : !read ? "read"
                                  : "seq");
     status = load(cache, read, context, &old_seq, &new_seq, 1, &n, error);
-    if (status == KIVI_OK && n != 1)
+    if (n > 1)
+        return kivi_fail(error, KIVI_ERROR_FORMAT,
+                         "saved data: %zu sequences, which kivi_cache_load takes", n);
+    if (status == KIVI_OK && n == 0)
         return damaged(error, "there is no sequence in it");
     if (status != KIVI_OK)
         return status;

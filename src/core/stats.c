@@ -140,6 +140,9 @@ kivi_status kivi_cache_stats(const kivi_cache *cache, kivi_stats *stats, kivi_er
     slabs = cache->backend->kernels ? cache->source.reserved : 0;
     stats->bookkeeping_bytes = atomic_load(&cache->heap.bytes) - slabs;
     stats->free_bytes = kivi_pools_free_bytes(&cache->source);
+    /* Blocks of sequences that are not in the table, or not yet, are in use, too. */
+    stats->unused_bytes = cache->source.reserved - stats->free_bytes - stats->code_bytes
+                          - stats->scale_bytes - stats->window_bytes;
     finish(stats);
     kivi_lock_release(&books->lock);
     return kivi_succeed(error);

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <string.h>
 
 #if defined(_OPENMP)
@@ -19,9 +20,11 @@
 struct kivi_work {
     kivi_cache *cache;
     struct kivi_step step;
-    size_t bytes;               /* of this allocation */
-    atomic_uint_fast64_t n_run; /* parts, of all phases */
-    struct kivi_layer **layers; /* of each item */
+    size_t bytes;                /* of this allocation */
+    atomic_uint *due;            /* of each part: the phase in which it is to be run next */
+    atomic_uint_fast64_t n_done; /* parts, of all phases */
+    atomic_bool is_misused;      /* a part was run that was not due */
+    struct kivi_layer **layers;  /* of each item */
     struct kivi_step_item items[];
 };
 
@@ -64,6 +67,14 @@ static kivi_status resolve_attention(const kivi_cache *cache, const kivi_attenti
     return KIVI_OK;
 }
 
+/* Whether a stride's bytes would overflow. */
+static bool is_too_far(ptrdiff_t stride)
+{
+    const ptrdiff_t most = PTRDIFF_MAX / (ptrdiff_t)sizeof(float);
+
+    return stride > most || stride < -most;
+}
+
 /* Fills in dense strides. `name` and `index` are for the message. */
 static kivi_status resolve_array(const void *data, kivi_dtype dtype, int is_output,
                                  ptrdiff_t *token_stride, ptrdiff_t *head_stride, uint32_t heads,
@@ -74,6 +85,11 @@ static kivi_status resolve_array(const void *data, kivi_dtype dtype, int is_outp
     if (dtype != KIVI_F32 && dtype != KIVI_F16 && (is_output || dtype != KIVI_BF16))
         return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index, ".%s.dtype is %d", name,
                               (int)dtype);
+    if ((uintptr_t)data % (dtype == KIVI_F32 ? sizeof(float) : sizeof(uint16_t)) != 0)
+        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index, ".%s.data is not aligned", name);
+    if (is_too_far(*token_stride) || is_too_far(*head_stride))
+        return kivi_fail_item(error, KIVI_ERROR_ARGUMENT, index,
+                              ".%s: a stride is beyond what memory there can be", name);
     if (*head_stride == 0)
         *head_stride = (ptrdiff_t)dim;
     if (*token_stride == 0)
@@ -227,36 +243,36 @@ static kivi_status reserve(kivi_cache *cache, struct kivi_work *work, uint32_t l
     return KIVI_OK;
 }
 
-static struct kivi_work *new_work(kivi_cache *cache, size_t n_items)
+static struct kivi_work *new_work(kivi_cache *cache, size_t n_items, uint32_t n_parts)
 {
     const size_t per_item = sizeof(struct kivi_step_item) + sizeof(struct kivi_layer *);
     struct kivi_work *work;
-    size_t bytes;
+    size_t bytes = sizeof *work + n_parts * sizeof *work->due;
 
-    if (n_items > (SIZE_MAX - sizeof *work) / per_item)
+    if (n_items > (SIZE_MAX - bytes) / per_item)
         return NULL;
-    bytes = sizeof *work + n_items * per_item;
+    bytes += n_items * per_item;
     work = kivi_heap_alloc(&cache->heap, bytes, 1);
     if (!work)
         return NULL;
     work->cache = cache;
     work->bytes = bytes;
     work->layers = (struct kivi_layer **)(void *)(work->items + n_items);
+    work->due = (atomic_uint *)(void *)(work->layers + n_items);
     work->step.geometry = &cache->geometry;
     work->step.items = work->items;
     work->step.n_items = n_items;
+    work->step.n_parts = n_parts;
     return work;
 }
 
 static kivi_status fill(kivi_cache *cache, struct kivi_work *work, uint32_t layer,
-                        const kivi_item *items, const kivi_attention *attention, uint32_t n_parts,
-                        kivi_error *error)
+                        const kivi_item *items, const kivi_attention *attention, kivi_error *error)
 {
     kivi_status status = resolve_attention(cache, attention, &work->step.attention, error);
     size_t i;
 
     work->step.layer = layer;
-    work->step.n_parts = n_parts;
     for (i = 0; i < work->step.n_items && status == KIVI_OK; i++) {
         work->items[i].io = items[i];
         status = resolve_item(cache, &work->items[i].io, i, error);
@@ -285,10 +301,10 @@ kivi_status kivi_work_begin(kivi_cache *cache, uint32_t layer, const kivi_item *
     if (n_parts < 1 || n_parts > MAX_PARTS)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n_parts is %u, not 1 to %u", n_parts,
                          MAX_PARTS);
-    w = new_work(cache, n_items);
+    w = new_work(cache, n_items, n_parts);
     if (!w)
         return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for a call of %zu items", n_items);
-    status = fill(cache, w, layer, items, attention, n_parts, error);
+    status = fill(cache, w, layer, items, attention, error);
     if (status == KIVI_OK) {
         kivi_lock_take(&cache->lock);
         status = mark(cache, w, layer, error);
@@ -325,12 +341,26 @@ uint32_t kivi_work_parts(const kivi_work *work)
     return work ? work->step.n_parts : 0;
 }
 
+/* Whether the part is to be run now: all of the phase before have returned, and it has not been run. It then counts as
+ * run. */
+static bool is_due(kivi_work *work, uint32_t phase, uint32_t part)
+{
+    unsigned due = phase;
+
+    return atomic_load(&work->n_done) >= (uint64_t)phase * work->step.n_parts
+           && atomic_compare_exchange_strong(&work->due[part], &due, phase + 1);
+}
+
 void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part)
 {
-    if (work && phase < work->step.n_phases && part < work->step.n_parts) {
-        work->cache->backend->part(work->cache->context, &work->step, phase, part);
-        atomic_fetch_add_explicit(&work->n_run, 1, memory_order_relaxed);
+    if (!work || phase >= work->step.n_phases || part >= work->step.n_parts)
+        return;
+    if (!is_due(work, phase, part)) {
+        atomic_store(&work->is_misused, true);
+        return;
     }
+    work->cache->backend->part(work->cache->context, &work->step, phase, part);
+    atomic_fetch_add(&work->n_done, 1);
 }
 
 static kivi_status finish(kivi_work *work, int apply, kivi_error *error)
@@ -356,17 +386,21 @@ void kivi_work_cancel(kivi_work *work)
 kivi_status kivi_work_end(kivi_work *work, kivi_error *error)
 {
     kivi_status status;
-    uint64_t n, n_run;
+    uint64_t n, n_done;
+    bool is_misused;
     KIVI_DETAIL(error);
 
     if (!work)
         return kivi_fail(error, KIVI_ERROR_ARGUMENT, "work is NULL");
     n = (uint64_t)work->step.n_phases * work->step.n_parts;
-    n_run = atomic_load(&work->n_run);
-    if (n_run != n) {
+    n_done = atomic_load(&work->n_done);
+    is_misused = atomic_load(&work->is_misused);
+    if (n_done != n || is_misused) {
         kivi_work_cancel(work);
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%llu parts of %llu in all phases were run",
-                         (unsigned long long)n_run, (unsigned long long)n);
+        return kivi_fail(
+            error, KIVI_ERROR_ARGUMENT, "%llu parts of %llu in all phases were run%s",
+            (unsigned long long)n_done, (unsigned long long)n,
+            is_misused ? ", some more than once, or before the phase before theirs was over" : "");
     }
     status = finish(work, 1, error);
     return status == KIVI_OK ? kivi_succeed(error) : status;
