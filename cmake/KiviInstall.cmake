@@ -5,15 +5,26 @@ include(CMakePackageConfigHelpers)
 
 set(package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/kivi")
 
-install(TARGETS kivi kivi_static EXPORT kivi-targets
+install(TARGETS kivi EXPORT kivi-targets
     RUNTIME COMPONENT runtime
     LIBRARY COMPONENT runtime NAMELINK_COMPONENT development
     ARCHIVE COMPONENT development)
+install(TARGETS kivi_static EXPORT kivi-static-targets ARCHIVE COMPONENT development)
 install(FILES include/kivi/kivi.h "${PROJECT_BINARY_DIR}/include/kivi/version.h"
     DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}/kivi" COMPONENT development)
 
-# CMake package
+# CMake package. CMake refuses a file of targets if anything that it names is missing, so the
+# archive, which distributions may leave out, has its own, and the package looks for it first.
 install(EXPORT kivi-targets NAMESPACE kivi:: DESTINATION "${package_dir}" COMPONENT development)
+install(EXPORT kivi-static-targets NAMESPACE kivi:: DESTINATION "${package_dir}"
+    COMPONENT development)
+set(archive "${CMAKE_STATIC_LIBRARY_PREFIX}kivi")
+set(KIVI_ARCHIVES "${archive}${CMAKE_STATIC_LIBRARY_SUFFIX}")
+foreach(type IN LISTS CMAKE_BUILD_TYPE CMAKE_CONFIGURATION_TYPES)
+    string(TOUPPER "${type}" type)
+    list(APPEND KIVI_ARCHIVES "${archive}${CMAKE_${type}_POSTFIX}${CMAKE_STATIC_LIBRARY_SUFFIX}")
+endforeach()
+list(REMOVE_DUPLICATES KIVI_ARCHIVES)
 configure_package_config_file(cmake/kivi-config.cmake.in kivi-config.cmake
     INSTALL_DESTINATION "${package_dir}" NO_SET_AND_CHECK_MACRO)
 write_basic_package_version_file(kivi-config-version.cmake COMPATIBILITY SameMinorVersion)
@@ -42,6 +53,8 @@ install(FILES "${PROJECT_BINARY_DIR}/kivi.pc"
 # kivi_install_tool(<target>): a program, which finds the library beside it wherever that is moved.
 function(kivi_install_tool target)
     file(RELATIVE_PATH libdir "${CMAKE_INSTALL_FULL_BINDIR}" "${CMAKE_INSTALL_FULL_LIBDIR}")
-    set_target_properties(${target} PROPERTIES INSTALL_RPATH "$ORIGIN/${libdir}")
+    # In the build as well: the build ID and the room for it depend on what the linker wrote.
+    set_target_properties(${target} PROPERTIES
+        INSTALL_RPATH "$ORIGIN/${libdir}" BUILD_RPATH_USE_ORIGIN ON)
     install(TARGETS ${target} RUNTIME DESTINATION "${CMAKE_INSTALL_BINDIR}" COMPONENT tools)
 endfunction()

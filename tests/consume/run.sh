@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs a build, moves the installation elsewhere, and builds separate C and C++ projects against
-# it: through pkg-config and through find_package, shared and static.
+# it: through pkg-config and through find_package, shared and static, and without the archive.
 #
 #   run.sh <build directory> <working directory> <C compiler> <C++ compiler, may be empty>
 set -eu
@@ -55,29 +55,32 @@ with_pkg_config() { # <language> <compiler> <flags> <source>
     run "$1, pkg-config" "$program-static" static
 }
 
-with_cmake() { # <language> <project> <compiler variable> <compiler>
-    for kind in shared static; do
+with_cmake() { # <language> <project> <compiler variable> <compiler> <shared|static>...
+    what="$1, find_package" project=$2 compiler=-DCMAKE_$3_COMPILER=$4
+    shift 4
+    for kind in "$@"; do
         target=kivi::kivi
         [ "$kind" = shared ] || target=kivi::static
-        tree=$work/$2-$kind
+        tree=$work/$project-$kind
+        rm -rf "$tree"
         {
-            cmake -S "$here/$2" -B "$tree" "-DCMAKE_$3_COMPILER=$4" -DCMAKE_BUILD_TYPE=Release \
+            cmake -S "$here/$project" -B "$tree" "$compiler" -DCMAKE_BUILD_TYPE=Release \
                 "-DCMAKE_PREFIX_PATH=$prefix" "-DKIVI_TARGET=$target"
             cmake --build "$tree"
         } >"$tree.log" 2>&1 || { cat "$tree.log" >&2; exit 1; }
-        run "$1, find_package" "$tree/consume" "$kind"
+        run "$what" "$tree/consume" "$kind"
     done
 }
 
 strict="-Wall -Wextra -Wshadow -Wstrict-prototypes -pedantic -Werror"
 with_pkg_config C "$cc" "-std=c11 $strict" "$here/c/main.c"
-with_cmake C c C "$cc"
+with_cmake C c C "$cc" shared static
 if [ -n "$cxx" ]; then
     for standard in 11 17; do
         with_pkg_config "C++$standard" "$cxx" \
             "-std=c++$standard -Wall -Wextra -pedantic -Werror" "$here/cpp/main.cpp"
     done
-    with_cmake C++ cpp CXX "$cxx"
+    with_cmake C++ cpp CXX "$cxx" shared static
 else
     echo "C++: skipped, no C++ compiler"
 fi
@@ -89,5 +92,27 @@ if ! diff "$root/examples/embed.c" "$work/readme.c"; then
     exit 1
 fi
 with_pkg_config "README" "$cc" "-std=c11 $strict" "$work/readme.c"
+
+# A distribution that leaves the archive out has no kivi::static, which a component asks for.
+with_component() { # <what is expected>
+    tree=$work/component-$1
+    found=
+    if cmake -S "$here/c" -B "$tree" "-DCMAKE_C_COMPILER=$cc" "-DCMAKE_PREFIX_PATH=$prefix" \
+        -DKIVI_TARGET=kivi::static -DKIVI_COMPONENTS=static >"$tree.log" 2>&1; then
+        found=found
+    elif grep -q "kivi::static is not installed" "$tree.log"; then
+        found=missing
+    fi
+    [ "$found" = "$1" ] || {
+        cat "$tree.log" >&2
+        echo "the component \"static\" is not $1" >&2
+        exit 1
+    }
+}
+
+with_component found
+rm "$libdir"/libkivi*.a
+with_cmake "C without the archive" c C "$cc" shared
+with_component missing
 
 echo "$n programs built and run against the moved installation"
