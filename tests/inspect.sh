@@ -29,6 +29,7 @@ done
 $tool "$files/mixed.kivi" >"$work/text"
 expect "$work/text" "2 layers, 2 kv heads, dimension 24 of keys and 40 of values"
 expect "$work/text" "keys     16  f16, not quantized"
+expect "$work/text" "^1048576  *50 " # the handle as messages and JSON have it
 
 refuse 1 "cannot be opened" "$work/none.kivi"
 refuse 2 "which file"

@@ -401,6 +401,7 @@ START_TEST(rotation_is_within_its_bound)
     ck_assert_double_lt(stream_on(2, 0, 0, 1), 0.36);
     ck_assert_double_lt(stream_on(2, 0, 0, 16), 2.5);
     ck_assert_double_lt(stream_on(2, 0, 1, 16), 2.5);
+    ck_assert_double_lt(stream_on(2, 4, 1, 16), 2.5); /* sinks that begin is not at the end of */
     ck_assert_double_lt(stream_on(2, 32, 1, 16), 0.002);
 }
 END_TEST

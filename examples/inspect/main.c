@@ -82,13 +82,13 @@ static void print_text(const char *path, const struct saved *s)
            "%u, %u sink tokens\n\n",
            path, (unsigned long long)s->bytes, s->n_layers, s->n_kv_heads, s->k_dim, s->v_dim,
            s->group_size, s->residual_length, s->n_sink);
-    printf("sequence              tokens         bytes   against f16\n");
+    printf("sequence                tokens         bytes   against f16\n");
     for (i = 0; i < s->n_sequences; i++) {
         const struct sequence_report *q = &s->sequences[i];
         const double f16 =
             2.0 * (double)q->tokens * s->n_layers * s->n_kv_heads * (s->k_dim + s->v_dim);
 
-        printf("%-18llx %9llu%s %13llu", (unsigned long long)q->handle,
+        printf("%-20llu %9llu%s %13llu", (unsigned long long)q->handle,
                (unsigned long long)q->tokens, q->layers_differ ? "*" : " ",
                (unsigned long long)q->bytes);
         if (q->tokens > 0 && !q->layers_differ)

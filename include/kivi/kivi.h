@@ -311,7 +311,7 @@ typedef struct kivi_rope {
  * are and positions are the host's business. With `rope` the keys on one side of the gap are rotated,
  * which closes it: f16 rows stay f16, quantized keys are dequantized, rotated and quantized again.
  * docs/sequences.md has the measured error, which grows with every rotation: `turn_first` with
- * begin == n_sink has next to none.
+ * begin == n_sink has next to none (n_sink is then a multiple of group_size).
  *
  * Memory: for every layer at most a window and as many pages as it will have, which stand beside the
  * old ones until all are done. Pages before the gap stay where they are, and those behind it if a whole
