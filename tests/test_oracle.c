@@ -216,6 +216,30 @@ START_TEST(alike_queries)
 }
 END_TEST
 
+/* Keys at 2 bits beside values that hide much of their errors, or little. */
+START_TEST(kinds_of_tokens)
+{
+    static const uint32_t v_bits[] = {2, 4, 8, 16};
+    const int n = test_rounds(2, 40);
+    struct rng rng = {test_seed(0x2d0) + (uint64_t)_i};
+    int i;
+
+    reset_worst();
+    for (i = 0; i < n; i++) {
+        kivi_config config = plain_config(8, 2, 128, 2);
+        struct model m;
+
+        config.v_bits = v_bits[_i];
+        config.residual_length = 128;
+        model_open(&m, "two kinds of tokens", &config, 1, &fill_kinds, rng_next(&rng));
+        prompt_and_steps(&m, 2100, 8, 0);
+        model_check(&m, worst);
+        model_close(&m);
+    }
+    print_worst("two kinds of tokens");
+}
+END_TEST
+
 /* Long enough that every part has a share of one head's tokens. */
 START_TEST(split_over_tokens)
 {
@@ -688,6 +712,7 @@ int main(void)
 
     tcase_add_test(bounds, any_combination);
     tcase_add_loop_test(bounds, adversarial_data, 0, (int)n_fill_adversarial);
+    tcase_add_loop_test(bounds, kinds_of_tokens, 0, 4);
     tcase_add_loop_test(bounds, alike_queries, 0,
                         (int)(sizeof seeds_of_alike / sizeof *seeds_of_alike));
     tcase_add_test(bounds, split_over_tokens);

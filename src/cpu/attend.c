@@ -126,9 +126,9 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
                                 (uint32_t)n, packed_at(w, t, kivi_find_values).data, scores,
                                 KIVI_CHUNK);
         } else {
-            /* Where values are still exact nothing hides an error of the scores, and a few tokens may decide a
-             * row: kernels take more digits for fewer tokens. */
-            if (t + n > item->before.v_packed)
+            /* Where values are exact, or nearly, nothing hides an error of the scores, and a few tokens may decide
+             * a row: kernels take more digits for fewer tokens. */
+            if (t + n > item->before.v_packed || w->layer->v.bits > 2)
                 n = min_u64(n, KIVI_CHUNK / 2);
             n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
             kernels->k_scores(l, w->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),

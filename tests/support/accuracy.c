@@ -80,7 +80,7 @@ void accuracy_add_result(struct accuracy *a, const struct tensor *out,
          * ones are multiplied by weights whose scores were huge, too. */
         const double value = oracle->value_size[row];
         const double size = a->rule != RULE_RANDOM ? value : norm;
-        double floor = fmax(score_error(oracle, row) - PRECISE_RELATIVE, 0) * size + UNDERFLOW;
+        double floor = fmax(score_error(oracle, row) * size - PRECISE_RELATIVE * norm, 0) + UNDERFLOW;
 
         floor += (a->rule != RULE_RANDOM ? 16 : 4) * 0x1p-24 * value;
         if (out->dtype == KIVI_F16) { /* half a last place, or of the smallest subnormal */

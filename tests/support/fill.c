@@ -20,6 +20,20 @@ static double ordinary(struct rng *rng, enum role role, uint64_t token, uint32_t
     return x;
 }
 
+/* Tokens are of two kinds, of keys and of values: what is off for one of a kind is off for all, and does not average out
+ * as quantization does. */
+static double two_kinds(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                        uint32_t channel)
+{
+    const double x = rng_normal(rng), kind = sign_of((uint32_t)token);
+
+    if (role == ROLE_K)
+        return x + kind * sign_of(channel + 977 * head);
+    if (role == ROLE_V)
+        return x + kind * sign_of(channel + 1999 * head + 503);
+    return x;
+}
+
 /* One channel of keys and one of values is a thousand times the rest. */
 static double huge_channel(struct rng *rng, enum role role, uint64_t token, uint32_t head,
                            uint32_t channel)
@@ -131,6 +145,8 @@ static double zeros(struct rng *rng, enum role role, uint64_t token, uint32_t he
 }
 
 const struct fill fill_ordinary = {"ordinary", RULE_RANDOM, ordinary};
+
+const struct fill fill_kinds = {"two kinds of tokens", RULE_RANDOM, two_kinds};
 
 const struct fill fill_adversarial[] = {
     {"one channel a thousand times the rest", RULE_ADVERSARIAL, huge_channel},

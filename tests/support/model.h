@@ -25,6 +25,9 @@ struct fill {
 /* Normal values; keys with some channels of ten times the size and a large mean, as models have. */
 extern const struct fill fill_ordinary;
 
+/* Tokens that are not independent. */
+extern const struct fill fill_kinds;
+
 /* Data that is hard on integer arithmetic, and how much there is. */
 extern const struct fill fill_adversarial[];
 extern const size_t n_fill_adversarial;

@@ -9,7 +9,7 @@
  * sum over codes is an integer dot product for each digit (codes.h). The rest, the bias, is done in floats.
  * Centring halves what the rounding does: it counts times code - L / 2, and the middle is exact.
  *
- * 16 products have a step of their own (32 of weights), so that at 2 bits one digit often does (docs/numerics.md).
+ * 16 products have a step of their own, so that at 2 bits one digit often does (docs/numerics.md).
  * Otherwise, and with more bits, there are two. Where that is not enough, or no faster, codes go in floats (floats.h).
  *
  * Numbers go by sets of 64: four vectors of 16, each of which the codes of bits / 2 words belong to. Which four
@@ -22,9 +22,8 @@
 #define VECTORS (16 / LANES) /* of 16 lanes, the unit in which numbers are rounded */
 
 #define SET 64u
-#define STEPS (SET / 4) /* floats that the steps of a unit take: place i at 4 * i */
+#define STEPS (SET / 4) /* floats that the steps of a set take: place i at 4 * i */
 #define MAX_DIGITS 2
-#define MAX_SETS 2 /* of a unit, whose numbers share steps */
 
 /* Below this all numbers count as this: their inverse might overflow. */
 #define SMALLEST 1e-30f
@@ -49,12 +48,12 @@ KIVI_INLINE float middle_code(uint32_t bits)
     return (float)((1u << bits) - 1u) / 2;
 }
 
-/* Scales of a unit in floats, and the middles of their ranges: sixteens of numbers. */
+/* Scales of a set in floats, and the middles of their ranges: sixteens of numbers. */
 struct unfolded {
-    VF scale[4 * MAX_SETS][VECTORS], middle[4 * MAX_SETS][VECTORS];
+    VF scale[4][VECTORS], middle[4][VECTORS];
 };
 
-/* Sixteen i of a unit. */
+/* Sixteen i of a set. */
 KIVI_INLINE void unfold(struct unfolded *u, uint32_t i, const uint16_t *scales,
                         const uint16_t *minima, uint32_t bits)
 {

@@ -169,7 +169,7 @@ typedef void score_loop(struct key_batch *b, float *scores, size_t ld);
 /* What a score's error may be as such, squared: it is a relative one of its weight. */
 KIVI_INLINE float error_allowed(uint32_t n_digits, uint32_t bits)
 {
-    const float most = n_digits == 1 ? 1.5e-2f : bits == 2 ? 1e-3f : 1e-4f;
+    const float most = n_digits == 1 ? 1.1e-2f : bits == 2 ? 1e-3f : 1e-4f;
 
     return most * most;
 }

@@ -1,17 +1,19 @@
 /*
  * Weighted sums of packed values, for any vector length: the weights of some blocks are folded into the scales
- * of a group at a time (fold.h), and lanes are channels. Steps are those of a unit of 128 tokens, in which a
- * place has 32.
+ * of a group at a time (fold.h), and lanes are channels. A unit of tokens is a set of weights: it has two blocks,
+ * and a place of it has 16 tokens.
  */
 #ifndef KIVI_SIMD_VALUES_H
 #define KIVI_SIMD_VALUES_H
 
-#define UNIT_TOKENS (MAX_SETS * SET)
-#define BLOCKS_OF_UNIT (UNIT_TOKENS / KIVI_TILE)
-#define UNITS 2u /* that are folded together */
-#define VALUE_TOKENS (UNITS * UNIT_TOKENS)
+#define BLOCKS_OF_UNIT (SET / KIVI_TILE)
+#define UNITS 4u /* that are folded together */
+#define VALUE_TOKENS (UNITS * SET)
 
 _Static_assert(VALUE_TOKENS <= KIVI_MAX_DIM, "numbers of floats.h");
+
+/* Of fewer channels none averages what digits do to a few weights: these go in floats. */
+#define FEWEST_CHANNELS 32u
 
 /* Weights are not negative. At 2 bits their digits are unsigned, and the codes the signed side of the dot
  * product; two digits can spare the bit. */
@@ -90,7 +92,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
             add_sums(total, sum, &o, 0, place, rows, side, n_digits, bits, SIGNED_WEIGHTS(bits));
         }
         words += n * block;
-        o.digits += UNIT_TOKENS;
+        o.digits += SET;
         o.steps += STEPS;
         left -= n;
     }
@@ -138,37 +140,39 @@ KIVI_INLINE VF skew_of(const struct unfolded *u, uint32_t i, uint32_t bits, VF s
 /*
  * What is added to weights in steps before they are rounded to one digit. Weights that are alike, as those of most
  * tokens are beside a large one, would all be rounded the same way, and where tokens' codes are alike as well, that
- * adds up. Of 32 alike as many are rounded up as their sum asks for: the lanes of a place and the sixteens of a unit
- * have every 32nd once (ordered dither). 0 stays 0, and the largest is a whole number and stays, too.
+ * adds up. Of 16 alike in a place as many are rounded up as their sum asks for: its lanes and the sixteens of a unit
+ * have every 16th once (ordered dither). Tokens may be alike with a period: two sixteens on, a lane has the opposite
+ * of what it has, and so it has in the same place of other units, half of them. 0 stays 0, and the largest is a whole
+ * number and stays, too.
  */
-#define DITHER(i) ((2 * (i) + 1) / 64.0f - 0.5f)
+#define DITHER(i) ((2 * (i) + 1) / 32.0f - 0.5f)
 #define DITHERS(a, b, c, d)                                                                        \
     {                                                                                              \
         DITHER(a), DITHER(b), DITHER(c), DITHER(d), DITHER(a), DITHER(b), DITHER(c), DITHER(d),    \
             DITHER(a), DITHER(b), DITHER(c), DITHER(d), DITHER(a), DITHER(b), DITHER(c), DITHER(d) \
     }
 
-static const float dithers[4 * MAX_SETS][16] = {
-    DITHERS(0, 16, 8, 24), DITHERS(20, 12, 28, 4), DITHERS(10, 26, 2, 18), DITHERS(30, 6, 22, 14),
-    DITHERS(1, 17, 9, 25), DITHERS(21, 13, 29, 5), DITHERS(11, 27, 3, 19), DITHERS(31, 7, 23, 15),
+/* The sixteens' of a unit, from its first row on. */
+static const float dithers[6][16] = {
+    DITHERS(0, 13, 4, 9), DITHERS(14, 3, 10, 7), DITHERS(15, 2, 11, 6),
+    DITHERS(1, 12, 5, 8), DITHERS(0, 13, 4, 9),  DITHERS(14, 3, 10, 7),
 };
+static const uint8_t first_dither[UNITS] = {0, 2, 2, 0};
 
-_Static_assert(4 * MAX_SETS * 4 == 32, "dithers of a place");
-
-/* Folds n of a unit's weights. Adds to the bias, and leaves the steps times `places`. n may, and the last two are constants.
+/* Folds n weights of a unit. Adds to the bias, and leaves the steps times `places`. n may, and the last two are constants.
  */
 KIVI_INLINE VF fold_weights(const float *p, const struct unfolded *u, uint32_t n, VF bias,
-                            const float *places, uint8_t *digits, float *steps, uint32_t n_digits,
-                            uint32_t bits)
+                            const float (*dither)[16], const float *places, uint8_t *digits,
+                            float *steps, uint32_t n_digits, uint32_t bits)
 {
-    VF product[VECTORS][4 * MAX_SETS], top[VECTORS], step, inverse;
+    VF product[VECTORS][4], top[VECTORS], step, inverse;
     uint32_t i, v;
 
     KIVI_UNROLL
     for (v = 0; v < VECTORS; v++)
         top[v] = vf_zero();
     KIVI_UNROLL
-    for (i = 0; i < 4 * MAX_SETS; i++) {
+    for (i = 0; i < 4; i++) {
         KIVI_UNROLL
         for (v = 0; v < VECTORS; v++) {
             const VF weight = 16 * i < n ? vf_load(p + 16 * i + v * LANES) : vf_zero();
@@ -184,13 +188,11 @@ KIVI_INLINE VF fold_weights(const float *p, const struct unfolded *u, uint32_t n
         step = find_steps(top[v], n_digits, SIGNED_WEIGHTS(bits), &inverse);
         vf_store(steps + v * LANES, vf_mul(step, vf_load(places + v * LANES)));
         KIVI_UNROLL
-        for (i = 0; i < 4 * MAX_SETS; i++)
-            product[v][i] = n_digits == 1 ? vf_fma(product[v][i], inverse, vf_load(dithers[i]))
+        for (i = 0; i < 4; i++)
+            product[v][i] = n_digits == 1 ? vf_fma(product[v][i], inverse, vf_load(dither[i]))
                                           : vf_mul(product[v][i], inverse);
-        KIVI_UNROLL
-        for (i = 0; i < MAX_SETS; i++)
-            bias = round_set(product[v] + 4 * i, centre_steps(step, bits), digits + i * SET,
-                             VALUE_TOKENS, bias, v, n_digits, SIGNED_WEIGHTS(bits));
+        bias = round_set(product[v], centre_steps(step, bits), digits, VALUE_TOKENS, bias, v,
+                         n_digits, SIGNED_WEIGHTS(bits));
     }
     return bias;
 }
@@ -217,7 +219,7 @@ KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint3
     uint32_t i, r;
 
     KIVI_UNROLL
-    for (i = 0; i < 4 * MAX_SETS; i += 2) {
+    for (i = 0; i < 4; i += 2) {
         const size_t at = (size_t)b->group * KIVI_TILE;
         const uint16_t *scales = kivi_scales_const(b->l, block) + at;
         const uint16_t *minima = kivi_minima_const(b->l, block) + at;
@@ -238,8 +240,8 @@ KIVI_INLINE VF fold_unit(struct value_batch *b, const float *p, size_t ld, uint3
         block += b->l->block_bytes;
     }
     for (r = 0; r < n_rows; r++)
-        bias[r] = fold_weights(p + r * ld + t, &u, n, bias[r], places, b->digits[r][0] + t,
-                               b->steps[r][t / UNIT_TOKENS], n_digits, bits);
+        bias[r] = fold_weights(p + r * ld + t, &u, n, bias[r], dithers + first_dither[t / SET],
+                               places, b->digits[r][0] + t, b->steps[r][t / SET], n_digits, bits);
     return skew;
 }
 
@@ -256,9 +258,8 @@ KIVI_INLINE int fold_group(struct value_batch *b, const float *p, size_t ld, uin
     find_places(places, bits, SIGNED_WEIGHTS(bits));
     for (r = 0; r < n_rows; r++)
         bias[r] = vf_zero();
-    for (t = 0; t + UNIT_TOKENS <= b->n_used; t += UNIT_TOKENS)
-        skew = fold_unit(b, p, ld, t, UNIT_TOKENS, UNIT_TOKENS, bias, places, skew, n_rows,
-                         n_digits, bits);
+    for (t = 0; t + SET <= b->n_used; t += SET)
+        skew = fold_unit(b, p, ld, t, SET, SET, bias, places, skew, n_rows, n_digits, bits);
     if (t < b->n_tokens)
         skew = fold_unit(b, p, ld, t, b->n_tokens - t, b->n_used - t, bias, places, skew, n_rows,
                          n_digits, bits);
@@ -341,7 +342,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
     uint32_t t, g, r;
 
     b.l = l;
-    b.in_digits = in_digits(l->bits, n_rows, ahead.is_near, precision);
+    b.in_digits = l->dim >= FEWEST_CHANNELS && in_digits(l->bits, n_rows, ahead.is_near, precision);
     for (t = 0; t < whole; t += VALUE_TOKENS) {
         b.blocks = (const char *)blocks + (size_t)(t / KIVI_TILE) * l->block_bytes;
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
