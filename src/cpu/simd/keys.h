@@ -199,13 +199,20 @@ static void find_scales(struct key_batch *b)
     }
 }
 
-/* Finds the steps of n channels from c on for row r. Adds up their squares, those of the products of a block on
- * average, and what rounding the largest products makes of them, towards 0 or away from it: what a token is off by,
- * but for the middle code, whose codes are all at the ends at which the queries' signs make its score the largest.
- * n may, and the last two are constants. */
+/* What the steps of a row do, lane by lane. */
+struct rounding {
+    VF steps;    /* their squares */
+    VF products; /* squares of the products of a block on average, */
+    VF tops;     /* and of the largest */
+    VF aligned; /* what rounding the largest makes of them, towards 0 or away from it: what a token is off by, but for
+                    the middle code, whose codes are all at the ends at which the queries' signs make its score the
+                    largest */
+};
+
+/* Finds the steps of n channels from c on for row r, and adds up what they do. n may, and the last two are constants. */
 KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint32_t n,
-                                const float *places, VF *squares, VF *products, VF *aligned,
-                                uint32_t n_digits, uint32_t bits)
+                                const float *places, struct rounding *all, uint32_t n_digits,
+                                uint32_t bits)
 {
     const float *q = b->q[r] + c, *top = (n_digits == 1 ? b->common_top : b->top) + c;
     float *steps = b->steps[r] + c / SET * STEPS, *centres = b->centres[r] + c / SET * STEPS;
@@ -223,7 +230,7 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
                 widest = vf_larger(widest, vf_mul(vf_load(q + at), vf_load(top + at)));
         }
         step = find_steps(widest, n_digits, 1, &inverse);
-        *squares = vf_fma(step, step, *squares);
+        all->steps = vf_fma(step, step, all->steps);
         vf_store(steps + v * LANES, vf_mul(step, vf_load(places + v * LANES)));
         vf_store(centres + v * LANES, centre_steps(step, bits));
         KIVI_UNROLL
@@ -236,10 +243,12 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
             y = vf_load(q + at);
             scale = vf_load(top + at);
             if (n_digits == 1) {
-                const VF number = vf_abs(vf_mul(vf_mul(y, scale), inverse));
+                const VF product = vf_mul(y, scale), number = vf_abs(vf_mul(product, inverse));
 
-                *products = vf_fma(vf_mul(y, y), vf_load(b->mean_square + c + at), *products);
-                *aligned = vf_fma(step, vf_sub(vf_nearest(number), number), *aligned);
+                all->products =
+                    vf_fma(vf_mul(y, y), vf_load(b->mean_square + c + at), all->products);
+                all->tops = vf_fma(product, product, all->tops);
+                all->aligned = vf_fma(step, vf_sub(vf_nearest(number), number), all->aligned);
             }
             /* where there is no scale the number is not needed, and might overflow */
             vf_store(b->counted[r] + c + at,
@@ -248,34 +257,37 @@ KIVI_INLINE void find_set_steps(struct key_batch *b, uint32_t r, size_t c, uint3
     }
 }
 
+/* Blocks whose products are so many times the mean, in squares, stand out. */
+#define STANDS_OUT 1.75f
+
 /* Finds the steps of row r. Returns whether they are fine enough. A step counts for 16 products, which are off by a
  * twelfth of its square, times codes as likely at the ends of their range as in the middle. Products that are alike
  * are all off the same way, as independent ones, within two deviations, are not: from a third of what a score may be off
- * by that counts apart. The last two are constants. */
+ * by that counts apart. Where blocks stand out their tokens may have all the weight: one digit is too few. The last two
+ * are constants. */
 KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *places,
                                uint32_t n_digits, uint32_t bits)
 {
     const float levels = (float)(1u << bits), code = levels * levels / 12;
+    const float allowed = error_allowed(n_digits, bits);
     const size_t dim = b->l->dim_pad;
-    VF squares = vf_zero(), products = vf_zero(), aligned = vf_zero();
-    float error, aligned_error, independent;
+    struct rounding all = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    float error, aligned, independent, products;
     size_t c;
 
     for (c = 0; c + SET <= dim; c += SET)
-        find_set_steps(b, r, c, SET, places, &squares, &products, &aligned, n_digits, bits);
+        find_set_steps(b, r, c, SET, places, &all, n_digits, bits);
     if (c < dim)
-        find_set_steps(b, r, c, (uint32_t)(dim - c), places, &squares, &products, &aligned,
-                       n_digits, bits);
-    error = vf_sum(squares) / 4 * 16 / 12 * code;
-    aligned_error = vf_sum(aligned) * middle_code(bits);
+        find_set_steps(b, r, c, (uint32_t)(dim - c), places, &all, n_digits, bits);
+    error = vf_sum(all.steps) / 4 * 16 / 12 * code;
+    if (n_digits > 1 || error > allowed)
+        return error <= allowed;
+    products = vf_sum(all.products);
+    aligned = vf_sum(all.aligned) * middle_code(bits);
     independent = error / code * middle_code(bits) * middle_code(bits);
-    if (error > error_allowed(n_digits, bits)
-        || aligned_error * aligned_error
-               > fmaxf(error_allowed(n_digits, bits) / 9, 4 * independent))
-        return 0;
-    return n_digits > 1
-           || (b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE
-               && error <= SHARE_ALLOWED / 12 * vf_sum(products));
+    return b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE && error <= SHARE_ALLOWED / 12 * products
+           && aligned * aligned <= fmaxf(allowed / 9, 4 * independent)
+           && vf_sum(all.tops) <= STANDS_OUT * products;
 }
 
 /* Folds n channels of a set for n_rows rows. n may, and the last three are constants. */
