@@ -6,7 +6,6 @@
 
 #include <math.h>
 #include <stdatomic.h>
-#include <stdbool.h>
 #include <string.h>
 
 #if defined(_OPENMP)
@@ -23,7 +22,7 @@ struct kivi_work {
     size_t bytes;                /* of this allocation */
     atomic_uint *due;            /* of each part: the phase in which it is to be run next */
     atomic_uint_fast64_t n_done; /* parts, of all phases */
-    atomic_bool is_misused;      /* a part was run that was not due */
+    atomic_int is_misused;       /* a part was run that was not due */
     struct kivi_layer **layers;  /* of each item */
     struct kivi_step_item items[];
 };
@@ -68,7 +67,7 @@ static kivi_status resolve_attention(const kivi_cache *cache, const kivi_attenti
 }
 
 /* Whether a stride's bytes would overflow. */
-static bool is_too_far(ptrdiff_t stride)
+static int is_too_far(ptrdiff_t stride)
 {
     const ptrdiff_t most = PTRDIFF_MAX / (ptrdiff_t)sizeof(float);
 
@@ -343,7 +342,7 @@ uint32_t kivi_work_parts(const kivi_work *work)
 
 /* Whether the part is to be run now: all of the phase before have returned, and it has not been run. It then counts as
  * run. */
-static bool is_due(kivi_work *work, uint32_t phase, uint32_t part)
+static int is_due(kivi_work *work, uint32_t phase, uint32_t part)
 {
     unsigned due = phase;
 
@@ -356,7 +355,7 @@ void kivi_work_part(kivi_work *work, uint32_t phase, uint32_t part)
     if (!work || phase >= work->step.n_phases || part >= work->step.n_parts)
         return;
     if (!is_due(work, phase, part)) {
-        atomic_store(&work->is_misused, true);
+        atomic_store(&work->is_misused, 1);
         return;
     }
     work->cache->backend->part(work->cache->context, &work->step, phase, part);
@@ -387,7 +386,7 @@ kivi_status kivi_work_end(kivi_work *work, kivi_error *error)
 {
     kivi_status status;
     uint64_t n, n_done;
-    bool is_misused;
+    int is_misused;
     KIVI_DETAIL(error);
 
     if (!work)
