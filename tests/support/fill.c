@@ -34,6 +34,22 @@ static double two_kinds(struct rng *rng, enum role role, uint64_t token, uint32_
     return x;
 }
 
+/* One token in 128 has most of the weight, and every 32nd so little that it is rounded by what it is dithered with; the
+ * others have none. For dimension 64: a score is the key's first channel. */
+static double repeating(struct rng *rng, enum role role, uint64_t token, uint32_t head,
+                        uint32_t channel)
+{
+    const double x = rng_normal(rng), pattern = sign_of(channel);
+    const int is_heavy = token % 128 == 37, repeats = token % 32 == 4;
+
+    (void)head;
+    if (role == ROLE_Q)
+        return channel == 0 ? 8 : 0;
+    if (role == ROLE_K)
+        return channel > 0 || is_heavy ? 0 : repeats ? log(0.6 / 254) : -30;
+    return x + (is_heavy ? pattern : repeats ? -pattern : 0);
+}
+
 /* One channel of keys and one of values is a thousand times the rest. */
 static double huge_channel(struct rng *rng, enum role role, uint64_t token, uint32_t head,
                            uint32_t channel)
@@ -147,6 +163,7 @@ static double zeros(struct rng *rng, enum role role, uint64_t token, uint32_t he
 const struct fill fill_ordinary = {"ordinary", RULE_RANDOM, ordinary};
 
 const struct fill fill_kinds = {"two kinds of tokens", RULE_RANDOM, two_kinds};
+const struct fill fill_repeating = {"weights that repeat", RULE_RANDOM, repeating};
 
 const struct fill fill_adversarial[] = {
     {"one channel a thousand times the rest", RULE_ADVERSARIAL, huge_channel},

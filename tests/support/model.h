@@ -26,7 +26,7 @@ struct fill {
 extern const struct fill fill_ordinary;
 
 /* Tokens that are not independent. */
-extern const struct fill fill_kinds;
+extern const struct fill fill_kinds, fill_repeating;
 
 /* Data that is hard on integer arithmetic, and how much there is. */
 extern const struct fill fill_adversarial[];
