@@ -15,7 +15,7 @@ typedef struct {
 /* Two are coarser than floats, for few instructions less. */
 #define MOST_DIGITS(bits) ((bits) == 2 ? 1u : 0u)
 
-/* A sum takes the 8 products of a place, 128 * 12 each, or 255 * 12 of unsigned digits: codes of place 1 stay where they
+/* A place adds 4 products to a sum, 128 * 12 each, or 255 * 12 of unsigned digits: codes of place 1 stay where they
  * are. */
 #define SHIFT_SIGNED(bits, place) ((place) < 2 ? 0 : (bits) * (place))
 #define SHIFT_UNSIGNED(bits, place) SHIFT_SIGNED(bits, place)

@@ -97,16 +97,14 @@ KIVI_INLINE void add_dots(VD sum[MAX_SIDE][MAX_SUMS], const uint32_t *word,
     }
 }
 
-/* Adds the sums of a place, times its steps in a unit, to the rows' totals. The last six are constants. */
+/* Adds the sums of a place, times its steps in a unit, to the rows' totals. The last four are constants. */
 KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUMS],
                           const struct operands *o, size_t unit, uint32_t place, uint32_t rows,
-                          uint32_t side, uint32_t n_digits, uint32_t bits, int is_signed)
+                          uint32_t side, uint32_t n_digits)
 {
-    const uint32_t kept = shift_left_over(place, bits, is_signed);
     const float *steps = o->steps + unit * STEPS + 4 * place;
     uint32_t r, v;
 
-    (void)kept; /* some instruction sets have no need of it */
     KIVI_UNROLL
     for (r = 0; r < rows; r++) {
         const VF step = vf_set(steps[r * o->steps_row]);
@@ -114,9 +112,9 @@ KIVI_INLINE void add_sums(VF total[MAX_SIDE][MAX_ROWS], VD sum[MAX_SIDE][MAX_SUM
         KIVI_UNROLL
         for (v = 0; v < side; v++) {
             const VD *of_row = &sum[v][r * n_digits];
-            VI all = is_signed ? vd_sum(of_row[0]) : vd_sum_unsigned(of_row[0], kept);
+            VI all = vd_sum(of_row[0]);
 
-            if (n_digits == 2) /* fits: digits are of 8 bits, and a place has at most 32 products */
+            if (n_digits == 2) /* fits: digits are of 8 bits, and a place has 16 products at most */
                 all = vi_add(all, vi_shift_left(vd_sum(of_row[1]), 8));
             total[v][r] = vf_fma(vf_of(all), step, total[v][r]);
         }

@@ -10,8 +10,8 @@ typedef VI VD;
 /* Two are coarser than floats, and from memory seldom faster. */
 #define MOST_DIGITS(bits) ((bits) == 2 ? 1u : 0u)
 
-/* A sum takes the 8 products of a place, 2 * 128 * 12 each, or 2 * 255 * 12 of unsigned digits, which are all 16 bits:
- * codes of place 1 stay where they are. */
+/* A place adds 4 pairs to a sum, 2 * 128 * 12 each, or 2 * 255 * 12 of unsigned digits: codes of place 1 stay where they
+ * are. */
 #define SHIFT_SIGNED(bits, place) ((place) < 2 ? 0 : (bits) * (place))
 #define SHIFT_UNSIGNED(bits, place) SHIFT_SIGNED(bits, place)
 
@@ -42,13 +42,5 @@ KIVI_INLINE VI vd_sum(VD sum)
 {
     return vi_widen(sum);
 }
-
-KIVI_INLINE VI vd_sum_unsigned(VD sum, uint32_t kept)
-{
-    if (kept == 0)
-        return vi_widen(sum);
-    return vi_add(vi_shift_right(sum, 16), vi_and(sum, vi_set(0xffff)));
-}
-#define vd_sum_unsigned vd_sum_unsigned
 
 #endif

@@ -66,7 +66,7 @@ KIVI_INLINE void add_set(VF total[MAX_SIDE][MAX_ROWS], const uint32_t *codes, ui
             add_dots(sum, word, o, (size_t)set * SET + 16 * place, w, place, rows, side, n_digits,
                      bits, 1);
         }
-        add_sums(total, sum, o, set, place, rows, side, n_digits, bits, 1);
+        add_sums(total, sum, o, set, place, rows, side, n_digits);
     }
 }
 

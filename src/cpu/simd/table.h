@@ -15,7 +15,7 @@
  *                    2^(32 - bits): as if it were signed, and at the top
  *   VD, vd_*         four-way dot products of bytes, vd_signed of codes (unsigned) with signed digits,
  *                    vd_unsigned of codes of 2 bits with unsigned digits; vd_sum gives the lanes' sums of
- *                    32 bits, and before it 8 products of each have to fit
+ *                    32 bits, and before it 4 additions to each have to fit
  *   MOST_DIGITS      (bits): digits with which they are worth while, 2 at most; 0 if floats are always as good.
  *                    Codes of 2 bits have one at least, those of 4 and 8 bits two or none
  *   AGAIN            how many bytes later a line is asked for once more (ahead.h); may be missing
@@ -23,8 +23,6 @@
  *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
  *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
  *                    right to fit these
- *   vd_sum_unsigned  (sum, kept): the same of unsigned digits and codes that count 2^kept times, if they take more
- *                    bits than vd_sum has; may be missing
  *   vd_again         (words, side): where so many vectors are read again, for another place; may be missing
  *   HAS_CRC32C       if there are instructions for it: crc_add1, crc_add8
  *
@@ -77,10 +75,6 @@
 
 #ifndef CODE_OFFSET
 #define CODE_OFFSET(bits) 0.0f
-#endif
-
-#ifndef vd_sum_unsigned
-#define vd_sum_unsigned(sum, kept) vd_sum(sum)
 #endif
 
 #ifndef vd_again

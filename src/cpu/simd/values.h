@@ -89,7 +89,7 @@ KIVI_INLINE void sum_columns(const struct value_batch *b, uint32_t channel, uint
                           n_digits, bits);
             else
                 add_place(sum, word, half, block, n, ahead, &o, place, rows, side, n_digits, bits);
-            add_sums(total, sum, &o, 0, place, rows, side, n_digits, bits, SIGNED_WEIGHTS(bits));
+            add_sums(total, sum, &o, 0, place, rows, side, n_digits);
         }
         words += n * block;
         o.digits += SET;
