@@ -171,6 +171,18 @@ static void prompt_and_steps(struct model *m, uint64_t prompt, int n_steps, uint
     }
 }
 
+/* Such a prompt and steps of a sequence of its own, within their bounds. */
+static void check_data(const kivi_config *config, const struct fill *fill, uint64_t seed,
+                       uint64_t prompt, int n_steps)
+{
+    struct model m;
+
+    model_open(&m, fill->name, config, 1, fill, seed);
+    prompt_and_steps(&m, prompt, n_steps, 0);
+    model_check(&m, worst);
+    model_close(&m);
+}
+
 static void check_adversarial(const struct fill *fill, uint64_t seed)
 {
     static const uint32_t dims[] = {40, 64, 80, 128, 256}, bits[] = {2, 4, 8, 16};
@@ -182,17 +194,13 @@ static void check_adversarial(const struct fill *fill, uint64_t seed)
     for (i = 0; i < n; i++) {
         kivi_config config = plain_config(4, 2, RNG_PICK(&rng, dims), 2);
         const int is_long = i % 2; /* 256 tokens go together, at 2 bits in one digit */
-        struct model m;
 
         config.k_bits = config.v_bits = is_long ? 2 : RNG_PICK(&rng, bits);
         if (rng_one_in(&rng, 3))
             config.v_bits = RNG_PICK(&rng, bits);
         if (rng_one_in(&rng, 3))
             config.group_size = config.residual_length = 64;
-        model_open(&m, fill->name, &config, 1, fill, rng_next(&rng));
-        prompt_and_steps(&m, is_long ? 700 : 200, 12, 0);
-        model_check(&m, worst);
-        model_close(&m);
+        check_data(&config, fill, rng_next(&rng), is_long ? 700 : 200, 12);
     }
     print_worst(fill->name);
 }
@@ -222,20 +230,14 @@ START_TEST(kinds_of_tokens)
 {
     static const uint32_t v_bits[] = {2, 4, 8, 16};
     struct rng rng = {0x2d0 + (uint64_t)_i};
+    kivi_config config = plain_config(8, 2, 128, 2);
     int i;
 
+    config.v_bits = v_bits[_i];
+    config.residual_length = 128;
     reset_worst();
-    for (i = 0; i < 2; i++) {
-        kivi_config config = plain_config(8, 2, 128, 2);
-        struct model m;
-
-        config.v_bits = v_bits[_i];
-        config.residual_length = 128;
-        model_open(&m, fill_kinds.name, &config, 1, &fill_kinds, rng_next(&rng));
-        prompt_and_steps(&m, 2100, 8, 0);
-        model_check(&m, worst);
-        model_close(&m);
-    }
+    for (i = 0; i < 2; i++)
+        check_data(&config, &fill_kinds, rng_next(&rng), 2100, 8);
     print_worst(fill_kinds.name);
 }
 END_TEST
@@ -244,15 +246,11 @@ END_TEST
 START_TEST(repeating_weights)
 {
     kivi_config config = plain_config(4, 1, 64, 2);
-    struct model m;
 
-    reset_worst();
     config.k_bits = 16;
     config.residual_length = 128;
-    model_open(&m, fill_repeating.name, &config, 1, &fill_repeating, test_seed(0x32));
-    prompt_and_steps(&m, 8200, 4, 0);
-    model_check(&m, worst);
-    model_close(&m);
+    reset_worst();
+    check_data(&config, &fill_repeating, test_seed(0x32), 8200, 4);
     print_worst(fill_repeating.name);
 }
 END_TEST
