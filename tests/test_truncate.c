@@ -204,15 +204,18 @@ static void cut_history(struct session *s, struct history *h, uint64_t n)
     const uint64_t from = session_length(s, h->seq);
     const int exact =
         n >= h->first && (n + s->config.rollback >= h->greatest || n >= residual_begin(s, h, from));
+    uint64_t exact_from;
     char what[96];
 
     snprintf(what, sizeof what, "rollback %u: %llu tokens, %llu, cut to %llu", s->config.rollback,
              (unsigned long long)h->greatest, (unsigned long long)from, (unsigned long long)n);
+    ck_assert_int_eq(kivi_seq_exact_from(s->cache, h->seq, &exact_from, NULL), KIVI_OK);
+    ck_assert_msg(!exact || n >= exact_from, "%s: from %llu", what, (unsigned long long)exact_from);
     ck_assert_int_eq(kivi_seq_truncate(s->cache, h->seq, n, NULL), KIVI_OK);
-    if (exact) {
+    if (n >= exact_from && n >= h->first) /* which may be further back than is promised */
         check_history(s, h, what);
+    if (exact)
         return;
-    }
     h->base = h->base > n ? 0 : h->base;
     count_anew(s, h);
 }
@@ -450,6 +453,42 @@ START_TEST(what_is_not_quantized_stays_exact)
 }
 END_TEST
 
+/* kivi_seq_exact_from, where it can be told by hand: at a residual of 64 the keys' ring has 64 rows, or 96 with a
+ * rollback of 8, and the values' 128 or 136. */
+START_TEST(where_exact_cuts_begin)
+{
+    static const struct {
+        uint32_t bits, rollback, n_sink;
+        uint64_t n, from;
+    } cases[] = {
+        {2, 0, 0, 0, 0},     {2, 0, 0, 63, 0},    {2, 0, 0, 64, 0},    {2, 0, 0, 65, 64},
+        {2, 0, 0, 300, 256}, {2, 8, 0, 300, 256}, {2, 8, 0, 260, 192}, {2, 8, 100, 260, 192},
+        {2, 8, 200, 260, 0}, {2, 0, 300, 290, 0}, {16, 0, 0, 300, 0},
+    };
+    kivi_config config;
+    size_t i;
+
+    session_config(&config);
+    config.layer_k_bits = config.layer_v_bits = NULL;
+    for (i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct session s;
+        uint64_t from = UINT64_MAX;
+        kivi_seq seq;
+
+        config.k_bits = config.v_bits = cases[i].bits;
+        config.rollback = cases[i].rollback;
+        config.n_sink = cases[i].n_sink;
+        session_open(&s, &config, backend_name(_i));
+        seq = session_new(&s);
+        session_append_layer(&s, seq, 0, 1,
+                             cases[i].n); /* the other layer has none: it stays as it is */
+        ck_assert_int_eq(kivi_seq_exact_from(s.cache, seq, &from, NULL), KIVI_OK);
+        ck_assert_msg(from == cases[i].from, "case %zu: from %llu", i, (unsigned long long)from);
+        session_close(&s);
+    }
+}
+END_TEST
+
 /* Layers of different lengths: each is cut where it is longer. */
 START_TEST(layers_of_different_lengths)
 {
@@ -548,6 +587,7 @@ int main(void)
     tcase_add_loop_test(cuts, truncation_further_back_is_bounded, 0, backend_count());
     tcase_add_test(cuts, repeated_truncation_is_bounded);
     tcase_add_loop_test(cuts, what_is_not_quantized_stays_exact, 0, backend_count());
+    tcase_add_loop_test(cuts, where_exact_cuts_begin, 0, backend_count());
     tcase_add_loop_test(cuts, layers_of_different_lengths, 0, backend_count());
     tcase_add_loop_test(cuts, exact_truncation_needs_no_memory, 0, backend_count());
     tcase_add_loop_test(cuts, truncation_under_a_full_budget, 0, backend_count());

@@ -294,6 +294,13 @@ KIVI_API kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs,
 KIVI_API kivi_status kivi_seq_truncate(kivi_cache *cache, kivi_seq seq, uint64_t n_tokens,
                                        kivi_error *error);
 
+/*
+ * The least length from which on kivi_seq_truncate is exact: to *n_tokens tokens and to every number above.
+ * It moves on as tokens come. 0 tokens are always exact, and a few lengths in between may be.
+ */
+KIVI_API kivi_status kivi_seq_exact_from(const kivi_cache *cache, kivi_seq seq, uint64_t *n_tokens,
+                                         kivi_error *error);
+
 /* Rotary embedding of the keys, for kivi_seq_drop. Zero-initialize, then set what is needed. */
 typedef struct kivi_rope {
     size_t size;              /* sizeof(kivi_rope) */

@@ -142,14 +142,26 @@ static struct kivi_layer first_tokens(const struct kivi_geometry *g, const struc
     return left;
 }
 
-/* Whether rows of what is left have to come back from codes: those of keys [left.k_low, layer->k_low), and
+/* Whether rows of the first n tokens have to come back from codes: those of keys [left.k_low, layer->k_low), and
  * likewise values. */
-static int needs_codes(const struct edit *e, const struct kivi_layer *layer)
+static int needs_codes(const struct kivi_geometry *g, const struct kivi_layer *layer, uint64_t n)
 {
-    const struct kivi_layer left = first_tokens(&e->cache->geometry, layer, e->begin);
+    const struct kivi_layer left = first_tokens(g, layer, n);
 
     return left.k_low < min_u64(layer->k_low, left.span.n)
            || left.v_low < min_u64(layer->v_low, left.span.n);
+}
+
+/* Whether any of them come back otherwise than they were: sinks, and what has 16 bits, do not. */
+static int loses_precision(const struct kivi_geometry *g, uint32_t index,
+                           const struct kivi_layer *layer, uint64_t n)
+{
+    const struct kivi_layer_geometry *l = &g->layers[index];
+    const struct kivi_layer left = first_tokens(g, layer, n);
+
+    return (l->k.bits < 16 && max_u64(left.k_low, g->n_sink) < min_u64(layer->k_low, left.span.n))
+           || (l->v.bits < 16
+               && max_u64(left.v_low, g->n_sink) < min_u64(layer->v_low, left.span.n));
 }
 
 /* Prepares a window with the rows that come back, if any do. */
@@ -162,7 +174,7 @@ static kivi_status restore_window(const struct edit *e, kivi_error *error)
     kivi_status status;
     uint32_t head;
 
-    if (!needs_codes(e, e->old))
+    if (!needs_codes(g, e->old, e->begin))
         return KIVI_OK;
     status = copy_window(e, error);
     for (head = 0; head < g->n_kv_heads && status == KIVI_OK; head++) {
@@ -465,7 +477,7 @@ kivi_status kivi_seq_truncate(kivi_cache *cache, kivi_seq seq, uint64_t n_tokens
     kivi_lock_take(&cache->lock);
     status = find_idle(&e, seq, error);
     for (i = 0; status == KIVI_OK && i < cache->geometry.n_layers; i++)
-        restores |= needs_codes(&e, &e.sequence->layers[i]);
+        restores |= needs_codes(&cache->geometry, &e.sequence->layers[i], n_tokens);
     if (restores)
         status = prepare(&e, restore_window, error);
     for (i = 0; status == KIVI_OK && i < cache->geometry.n_layers; i++)
@@ -473,6 +485,42 @@ kivi_status kivi_seq_truncate(kivi_cache *cache, kivi_seq seq, uint64_t n_tokens
     kivi_sequence_free(cache, e.prepared);
     kivi_lock_release(&cache->lock);
     return status == KIVI_OK ? kivi_succeed(error) : status;
+}
+
+/* The least length from which on every cut of the layer is exact: not far back, unless nothing is quantized, since
+ * only the window's rows are. */
+static uint64_t exact_from(const struct kivi_geometry *g, uint32_t index,
+                           const struct kivi_layer *layer)
+{
+    uint64_t n = layer->span.n;
+
+    if (g->layers[index].k.bits == 16 && g->layers[index].v.bits == 16)
+        return 0;
+    while (n > 0 && !loses_precision(g, index, layer, n - 1))
+        n--;
+    return n;
+}
+
+kivi_status kivi_seq_exact_from(const kivi_cache *cache, kivi_seq seq, uint64_t *n_tokens,
+                                kivi_error *error)
+{
+    kivi_lock *lock;
+    const struct kivi_sequence *sequence;
+    uint32_t i;
+    KIVI_DETAIL(error);
+
+    if (!cache || !n_tokens)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL", cache ? "n_tokens" : "cache");
+    lock = (kivi_lock *)&cache->lock;
+    kivi_lock_take(lock);
+    sequence = kivi_sequence_find(cache, seq, error);
+    if (sequence) {
+        *n_tokens = 0;
+        for (i = 0; i < cache->geometry.n_layers; i++)
+            *n_tokens = max_u64(*n_tokens, exact_from(&cache->geometry, i, &sequence->layers[i]));
+    }
+    kivi_lock_release(lock);
+    return sequence ? kivi_succeed(error) : error->status;
 }
 
 static kivi_status check_rope(const kivi_cache *cache, const kivi_rope *rope, kivi_error *error)
