@@ -487,6 +487,7 @@ START_TEST(sequences)
     const kivi_seq seqs[] = {f->seq, f->other}, twice[] = {f->seq, f->seq};
     const kivi_seq gone[] = {f->seq, f->stale};
     const uint32_t parents[] = {1, 0}, beyond[] = {0, 2};
+    const uint64_t n_new[] = {1, 1}, too_many[] = {1, (uint64_t)1 << 32};
     struct snapshot before = snapshot_take(f, seqs, 2);
     kivi_stats stats = {.size = sizeof stats}, wrong = {.size = 8};
     kivi_seq seq = 77;
@@ -520,6 +521,17 @@ START_TEST(sequences)
     REFUSED(ARGUMENT, kivi_seq_reorder(f->cache, seqs, beyond, 2, error));
     REFUSED(ARGUMENT, kivi_seq_reorder(f->cache, seqs, parents, SIZE_MAX, error));
     REFUSED(SEQUENCE, kivi_seq_reorder(f->cache, gone, parents, 2, error));
+    REFUSED(ARGUMENT, kivi_seq_reserve(NULL, seqs, n_new, 2, error));
+    REFUSED(ARGUMENT, kivi_seq_reserve(f->cache, NULL, n_new, 2, error));
+    REFUSED(ARGUMENT, kivi_seq_reserve(f->cache, seqs, NULL, 2, error));
+    REFUSED(ARGUMENT, kivi_seq_reserve(f->cache, twice, n_new, 2, error));
+    REFUSED(ARGUMENT, kivi_seq_reserve(f->cache, seqs, too_many, 2, error));
+    REFUSED(ARGUMENT, kivi_seq_reserve(f->cache, seqs, n_new, SIZE_MAX, error));
+    REFUSED(SEQUENCE, kivi_seq_reserve(f->cache, gone, n_new, 2, error));
+    ck_assert_int_eq(kivi_seq_reserve(f->cache, NULL, NULL, 0, NULL), KIVI_OK);
+    REFUSED(ARGUMENT, kivi_seq_exact_from(NULL, f->seq, &n, error));
+    REFUSED(ARGUMENT, kivi_seq_exact_from(f->cache, f->seq, NULL, error));
+    REFUSED(SEQUENCE, kivi_seq_exact_from(f->cache, f->stale, &n, error));
     REFUSED(ARGUMENT, kivi_seq_truncate(NULL, f->seq, 1, error));
     REFUSED(SEQUENCE, kivi_seq_truncate(f->cache, f->stale, 1, error));
     REFUSED(ARGUMENT, kivi_seq_drop(NULL, f->seq, 32, 64, NULL, error));

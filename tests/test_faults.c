@@ -111,12 +111,13 @@ static kivi_status reorder(struct life *life, kivi_error *error)
     return kivi_seq_reorder(life->fixture->cache, seqs, parents, 2, error);
 }
 
-#define N_STEPS 17
+#define N_STEPS 18
 
 static kivi_status take_step(struct life *life, int step, kivi_error *error)
 {
     struct fixture *f = life->fixture;
     kivi_seq *seqs = life->seqs, old_seqs[N_SEQS], new_seqs[N_SEQS];
+    const uint64_t n_new[N_SEQS] = {900, 300, 1};
     size_t n;
 
     switch (step) {
@@ -155,6 +156,8 @@ static kivi_status take_step(struct life *life, int step, kivi_error *error)
     case 15:
         life->length = 0;
         return kivi_cache_save(f->cache, write_file, life, error);
+    case 16:
+        return kivi_seq_reserve(f->cache, seqs, n_new, N_SEQS, error);
     default:
         life->at = 0;
         return kivi_cache_load(f->cache, read_file, life, old_seqs, new_seqs, N_SEQS, &n, error);

@@ -91,8 +91,8 @@ typedef enum kivi_status {
 /* Where a call failed and why. Owned by the caller. */
 typedef struct kivi_error {
     kivi_status status;
-    size_t item;       /* of several kivi_item, the one at fault, or the first for which there was no room:
-                          without it the others may do. SIZE_MAX if it is none of them */
+    size_t item;       /* of several kivi_item, or sequences, the one at fault, or the first for which there
+                          was no room: without it the others may do. SIZE_MAX if it is none of them */
     char message[240]; /* always NUL-terminated */
 } kivi_error;
 
@@ -277,6 +277,16 @@ KIVI_API kivi_status kivi_seq_fork(kivi_cache *cache, kivi_seq source, kivi_seq 
  */
 KIVI_API kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs,
                                       const uint32_t *parents, size_t n, kivi_error *error);
+
+/*
+ * Finds out before the first layer of a step whether all of its tokens have room: n_new[i] more in every
+ * layer of the distinct sequences seqs[i], i < n. The pages and windows that they take are free in the cache
+ * afterwards, and appending these tokens finds them, unless other calls have taken them meanwhile, or
+ * kivi_cache_trim has given them back. KIVI_ERROR_CAPACITY or KIVI_ERROR_MEMORY if there is no room,
+ * KIVI_ERROR_BUSY if a call is appending to one of them.
+ */
+KIVI_API kivi_status kivi_seq_reserve(kivi_cache *cache, const kivi_seq *seqs,
+                                      const uint64_t *n_new, size_t n, kivi_error *error);
 
 /*
  * Keeps the first `n_tokens` of every layer (a shorter layer stays as it is). Exact if the cut is
@@ -494,7 +504,8 @@ KIVI_API kivi_status kivi_cache_save(const kivi_cache *cache, kivi_write_fn writ
 
 /*
  * Adds all sequences of a saved cache to `cache`, or none. At most `capacity` handles are
- * written; *n receives how many sequences there are. Fails with KIVI_ERROR_CAPACITY if more.
+ * written; *n receives how many sequences there are. Fails with KIVI_ERROR_CAPACITY if more: as many as
+ * the cache's max_sequences always do.
  */
 KIVI_API kivi_status kivi_cache_load(kivi_cache *cache, kivi_read_fn read, void *context,
                                      kivi_seq *old_seqs, kivi_seq *new_seqs, size_t capacity,

@@ -85,6 +85,15 @@ void kivi_sequence_replace(kivi_cache *cache, struct kivi_sequence *sequence,
 kivi_status kivi_sequence_idle(const kivi_cache *cache, const struct kivi_sequence *sequence,
                                int also_readers, kivi_error *error);
 
+/* Notes which blocks n_new more tokens in every layer write to: for all sequences of a round, in one epoch, before
+ * the first kivi_sequence_count. */
+void kivi_sequence_claim(const kivi_cache *cache, const struct kivi_sequence *sequence,
+                         uint64_t n_new);
+
+/* How many blocks these tokens take in all layers, if those of the whole round come in one call. */
+void kivi_sequence_count(const kivi_cache *cache, const struct kivi_sequence *sequence,
+                         uint64_t n_new, uint64_t *n_windows, uint64_t *n_pages);
+
 /* layer.c: all with the lock held. */
 
 /* The span after n_new more tokens. */
@@ -92,9 +101,13 @@ struct kivi_span kivi_layer_after(const kivi_cache *cache, const struct kivi_lay
                                   uint64_t n_new);
 
 /* Notes which blocks an append up to `after` writes to: for every layer of a call, in one epoch, before
- * the first kivi_layer_reserve. */
+ * the first kivi_layer_count or kivi_layer_reserve. */
 void kivi_layer_claim(const kivi_cache *cache, uint32_t index, const struct kivi_layer *layer,
                       const struct kivi_span *after);
+
+/* How many blocks kivi_layer_reserve would take. */
+void kivi_layer_count(const kivi_cache *cache, uint32_t index, const struct kivi_layer *layer,
+                      const struct kivi_span *after, uint64_t *n_windows, uint64_t *n_pages);
 
 /* Makes room for `after`: window, pages, and private copies of what will be written. What is visible
  * does not change. kivi_layer_settle follows, also on failure. */
@@ -108,11 +121,6 @@ void kivi_layer_settle(kivi_cache *cache, uint32_t index, struct kivi_layer *lay
 
 /* Releases pages (and the window) that the layer's span does not need. */
 void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *layer);
-
-/* Bytes of pages and windows that kivi_layer_reserve would take for one more token, together with the
- * layers that were counted before it in this epoch: one of those that share a block keeps it. */
-uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
-                               const struct kivi_layer *layer);
 
 /* A window, undefined, for a layer that has none. */
 kivi_status kivi_layer_new_window(kivi_cache *cache, struct kivi_layer *layer, kivi_error *error);

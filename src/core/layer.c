@@ -127,16 +127,23 @@ void kivi_layer_claim(const kivi_cache *cache, uint32_t index, const struct kivi
               tokens_seen(span->v_packed, i * page_tokens, page_tokens));
 }
 
-/* Makes *block, which the layer has claimed or just taken, one that it may write to: if others have it that do
- * not write to copies of their own in the same call, a copy. */
+/* Whether the layer, which has claimed the block or just taken it, may write to it: no others have it but those
+ * that write to copies of their own in the same call. */
+static int is_writable(const kivi_cache *cache, const struct kivi_layer *layer,
+                       const struct kivi_block *block)
+{
+    return block->references == 1
+           || (block->references == block->writers && block->epoch == cache->epoch
+               && block->keeper == layer);
+}
+
+/* Makes *block one that the layer may write to: itself, or a copy. */
 static kivi_status privatize(const kivi_cache *cache, const struct kivi_layer *layer,
                              struct kivi_pool *pool, struct kivi_block **block, kivi_error *error)
 {
     struct kivi_block *original = *block, *copy;
 
-    if (original->references == 1
-        || (original->references == original->writers && original->epoch == cache->epoch
-            && original->keeper == layer))
+    if (is_writable(cache, layer, original))
         return KIVI_OK;
     copy = kivi_pool_copy(pool, original, error);
     if (!copy)
@@ -157,6 +164,20 @@ static void settle(struct kivi_pool *pool, struct kivi_block **block, int apply)
     if (!apply)
         *block = original;
     kivi_pool_drop(pool, apply ? original : copy);
+}
+
+void kivi_layer_count(const kivi_cache *cache, uint32_t index, const struct kivi_layer *layer,
+                      const struct kivi_span *after, uint64_t *n_windows, uint64_t *n_pages)
+{
+    const uint32_t page_tokens = cache->geometry.layers[index].page_tokens;
+    const uint64_t n = pages_for(packed_end(after), page_tokens);
+    uint64_t begin, end, i;
+
+    *n_windows = !layer->window || !is_writable(cache, layer, layer->window);
+    *n_pages = n > layer->n_pages ? n - layer->n_pages : 0;
+    changed(&layer->span, after, &begin, &end);
+    for (i = begin / page_tokens; i < pages_for(end, page_tokens) && i < layer->n_pages; i++)
+        *n_pages += !is_writable(cache, layer, layer->blocks[i]);
 }
 
 kivi_status kivi_layer_reserve(kivi_cache *cache, uint32_t index, struct kivi_layer *layer,
@@ -252,31 +273,6 @@ void kivi_layer_shrink(kivi_cache *cache, uint32_t index, struct kivi_layer *lay
         kivi_pool_drop(&cache->window_pool, layer->window);
         layer->window = NULL;
     }
-}
-
-/* Whether writing to the block would copy it. */
-static int counts_as_copy(struct kivi_block *block)
-{
-    return ++block->writers < block->references;
-}
-
-uint64_t kivi_layer_next_bytes(const kivi_cache *cache, uint32_t index,
-                               const struct kivi_layer *layer)
-{
-    const uint32_t page_tokens = cache->geometry.layers[index].page_tokens;
-    const struct kivi_span after = kivi_layer_after(cache, layer, 1);
-    const uint64_t n = pages_for(packed_end(&after), page_tokens);
-    uint64_t bytes = 0, begin, end, i;
-
-    if (!layer->window || counts_as_copy(layer->window))
-        bytes += cache->geometry.window_bytes;
-    if (n > layer->n_pages)
-        bytes += (n - layer->n_pages) * cache->geometry.page_bytes;
-    changed(&layer->span, &after, &begin, &end);
-    for (i = begin / page_tokens; i < pages_for(end, page_tokens) && i < layer->n_pages; i++)
-        if (counts_as_copy(layer->blocks[i]))
-            bytes += cache->geometry.page_bytes;
-    return bytes;
 }
 
 kivi_status kivi_layer_share(kivi_cache *cache, struct kivi_layer *to,

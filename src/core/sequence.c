@@ -120,6 +120,36 @@ kivi_status kivi_sequence_idle(const kivi_cache *cache, const struct kivi_sequen
     return KIVI_OK;
 }
 
+void kivi_sequence_claim(const kivi_cache *cache, const struct kivi_sequence *sequence,
+                         uint64_t n_new)
+{
+    uint32_t i;
+
+    for (i = 0; n_new > 0 && i < cache->geometry.n_layers; i++) {
+        const struct kivi_layer *layer = &sequence->layers[i];
+        const struct kivi_span after = kivi_layer_after(cache, layer, n_new);
+
+        kivi_layer_claim(cache, i, layer, &after);
+    }
+}
+
+void kivi_sequence_count(const kivi_cache *cache, const struct kivi_sequence *sequence,
+                         uint64_t n_new, uint64_t *n_windows, uint64_t *n_pages)
+{
+    uint32_t i;
+
+    *n_windows = *n_pages = 0;
+    for (i = 0; n_new > 0 && i < cache->geometry.n_layers; i++) {
+        const struct kivi_layer *layer = &sequence->layers[i];
+        const struct kivi_span after = kivi_layer_after(cache, layer, n_new);
+        uint64_t windows, pages;
+
+        kivi_layer_count(cache, i, layer, &after, &windows, &pages);
+        *n_windows += windows;
+        *n_pages += pages;
+    }
+}
+
 kivi_status kivi_seq_create(kivi_cache *cache, kivi_seq *seq, kivi_error *error)
 {
     struct kivi_sequence *sequence = NULL;
@@ -237,8 +267,8 @@ kivi_status kivi_seq_fork(kivi_cache *cache, kivi_seq source, kivi_seq *seq, kiv
     return status == KIVI_OK ? kivi_succeed(error) : status;
 }
 
-/* Finds sequences [0, n), which must be distinct and idle. */
-static kivi_status find_all(kivi_cache *cache, const kivi_seq *seqs, size_t n,
+/* Finds sequences [0, n), which must be distinct and idle: see kivi_sequence_idle. */
+static kivi_status find_all(kivi_cache *cache, const kivi_seq *seqs, size_t n, int also_readers,
                             struct kivi_sequence **sequences, kivi_error *error)
 {
     size_t i;
@@ -249,14 +279,15 @@ static kivi_status find_all(kivi_cache *cache, const kivi_seq *seqs, size_t n,
 
         sequences[i] = kivi_sequence_find(cache, seqs[i], error);
         if (!sequences[i])
-            return error->status;
-        if (sequences[i]->epoch == cache->epoch)
-            return kivi_fail(error, KIVI_ERROR_ARGUMENT,
-                             "seqs[%zu] is the same sequence as one before it", i);
-        sequences[i]->epoch = cache->epoch;
-        status = kivi_sequence_idle(cache, sequences[i], 1, error);
+            status = error->status;
+        else if (sequences[i]->epoch == cache->epoch)
+            status = kivi_fail(error, KIVI_ERROR_ARGUMENT,
+                               "seqs[%zu] is the same sequence as one before it", i);
+        else
+            status = kivi_sequence_idle(cache, sequences[i], also_readers, error);
         if (status != KIVI_OK)
-            return status;
+            return kivi_blame_item(error, status, i);
+        sequences[i]->epoch = cache->epoch;
     }
     return KIVI_OK;
 }
@@ -287,7 +318,7 @@ static kivi_status reorder(kivi_cache *cache, const kivi_seq *seqs, const uint32
                            size_t n, struct kivi_sequence **sequences,
                            struct kivi_sequence **copies, kivi_error *error)
 {
-    kivi_status status = find_all(cache, seqs, n, sequences, error);
+    kivi_status status = find_all(cache, seqs, n, 1, sequences, error);
     size_t i;
 
     if (status == KIVI_OK)
@@ -334,5 +365,98 @@ kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs, const uint
     status = reorder(cache, seqs, parents, n, tables, tables + n, error);
     kivi_lock_release(&cache->lock);
     kivi_heap_free(&cache->heap, tables, 2 * n * sizeof(struct kivi_sequence *));
+    return status == KIVI_OK ? kivi_succeed(error) : status;
+}
+
+/* Takes n blocks of a pool, and puts them before *held. */
+static kivi_status hold(struct kivi_pool *pool, uint64_t n, struct kivi_block **held,
+                        kivi_error *error)
+{
+    for (; n > 0; n--) {
+        struct kivi_block *block = kivi_pool_take(pool, error);
+
+        if (!block)
+            return error->status;
+        block->next_free = *held;
+        *held = block;
+    }
+    return KIVI_OK;
+}
+
+static void let_go(struct kivi_pool *pool, struct kivi_block *held)
+{
+    while (held) {
+        struct kivi_block *block = held;
+
+        held = block->next_free;
+        kivi_pool_drop(pool, block);
+    }
+}
+
+/* Takes all blocks that the sequences' new tokens need and gives them back: all at a time, since what one pool has free is given
+ * back for the sake of another. */
+static kivi_status reserve(kivi_cache *cache, struct kivi_sequence *const *sequences,
+                           const uint64_t *n_new, size_t n, kivi_error *error)
+{
+    struct kivi_block *windows = NULL, *pages = NULL;
+    kivi_status status = KIVI_OK;
+    uint64_t more = 0;
+    uint32_t l;
+    size_t i;
+
+    cache->epoch++;
+    for (i = 0; i < n; i++)
+        kivi_sequence_claim(cache, sequences[i], n_new[i]);
+    for (i = 0; i < n && status == KIVI_OK; i++) {
+        uint64_t n_windows, n_pages;
+
+        more += n_new[i];
+        for (l = 0; l < cache->geometry.n_layers && status == KIVI_OK; l++)
+            status = kivi_token_room(cache, l, more, error);
+        kivi_sequence_count(cache, sequences[i], n_new[i], &n_windows, &n_pages);
+        if (status == KIVI_OK)
+            status = hold(&cache->window_pool, n_windows, &windows, error);
+        if (status == KIVI_OK)
+            status = hold(&cache->page_pool, n_pages, &pages, error);
+        if (status != KIVI_OK)
+            kivi_blame_item(error, status, i);
+    }
+    let_go(&cache->window_pool, windows);
+    let_go(&cache->page_pool, pages);
+    return status;
+}
+
+kivi_status kivi_seq_reserve(kivi_cache *cache, const kivi_seq *seqs, const uint64_t *n_new,
+                             size_t n, kivi_error *error)
+{
+    struct kivi_sequence **sequences;
+    kivi_status status;
+    size_t i;
+    KIVI_DETAIL(error);
+
+    if (!cache || (n && (!seqs || !n_new)))
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
+                         !cache  ? "cache"
+                         : !seqs ? "seqs"
+                                 : "n_new");
+    if (n == 0)
+        return kivi_succeed(error);
+    if (n > cache->max_sequences)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n is %zu, above max_sequences %u", n,
+                         cache->max_sequences);
+    for (i = 0; i < n; i++)
+        if (n_new[i] > UINT32_MAX)
+            return kivi_blame_item(
+                error, kivi_fail(error, KIVI_ERROR_ARGUMENT, "n_new[%zu] is more than 2^32 - 1", i),
+                i);
+    sequences = kivi_heap_alloc(&cache->heap, n * sizeof(struct kivi_sequence *), 0);
+    if (!sequences)
+        return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory to look at %zu sequences", n);
+    kivi_lock_take(&cache->lock);
+    status = find_all(cache, seqs, n, 0, sequences, error);
+    if (status == KIVI_OK)
+        status = reserve(cache, sequences, n_new, n, error);
+    kivi_lock_release(&cache->lock);
+    kivi_heap_free(&cache->heap, sequences, n * sizeof(struct kivi_sequence *));
     return status == KIVI_OK ? kivi_succeed(error) : status;
 }

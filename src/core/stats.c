@@ -9,7 +9,6 @@ static int meet(struct kivi_block *block, size_t size, uint64_t epoch, uint64_t 
         return 0;
     block->epoch = epoch;
     block->k_counted = block->v_counted = 0;
-    block->writers = 0;
     *bytes += size;
     if (block->references > 1)
         stats->shared_bytes += size;
@@ -90,9 +89,32 @@ static void count_sequence(const kivi_cache *cache, const struct kivi_sequence *
         longest = layer->span.n > longest ? layer->span.n : longest;
         stats->bookkeeping_bytes += layer_own_bytes(layer);
         stats->f16_bytes += layer->span.n * g->n_kv_heads * 2 * (g->k_dim + g->v_dim);
-        stats->next_append_bytes += kivi_layer_next_bytes(cache, i, layer);
     }
     stats->tokens += longest;
+}
+
+/* Counts n sequences, of which some may be NULL, and what one more token for each of them takes. */
+static void count_sequences(kivi_cache *cache, struct kivi_sequence *const *sequences, uint32_t n,
+                            kivi_stats *stats)
+{
+    uint32_t i;
+
+    cache->epoch++;
+    for (i = 0; i < n; i++)
+        if (sequences[i])
+            count_sequence(cache, sequences[i], cache->epoch, stats);
+    cache->epoch++;
+    for (i = 0; i < n; i++)
+        if (sequences[i])
+            kivi_sequence_claim(cache, sequences[i], 1);
+    for (i = 0; i < n; i++)
+        if (sequences[i]) {
+            uint64_t n_windows, n_pages;
+
+            kivi_sequence_count(cache, sequences[i], 1, &n_windows, &n_pages);
+            stats->next_append_bytes +=
+                n_windows * cache->geometry.window_bytes + n_pages * cache->geometry.page_bytes;
+        }
 }
 
 static kivi_status begin(kivi_stats *stats, kivi_error *error)
@@ -122,7 +144,6 @@ kivi_status kivi_cache_stats(const kivi_cache *cache, kivi_stats *stats, kivi_er
 {
     kivi_cache *books = bookkeeping(cache);
     uint64_t slabs;
-    uint32_t i;
     kivi_status status;
     KIVI_DETAIL(error);
 
@@ -132,10 +153,7 @@ kivi_status kivi_cache_stats(const kivi_cache *cache, kivi_stats *stats, kivi_er
     if (status != KIVI_OK)
         return status;
     kivi_lock_take(&books->lock);
-    books->epoch++;
-    for (i = 0; i < cache->max_sequences; i++)
-        if (cache->sequences[i])
-            count_sequence(cache, cache->sequences[i], cache->epoch, stats);
+    count_sequences(books, cache->sequences, cache->max_sequences, stats);
     /* All host memory that is not blocks; a device's blocks are not host memory. */
     slabs = cache->backend->kernels ? cache->source.reserved : 0;
     stats->bookkeeping_bytes = atomic_load(&cache->heap.bytes) - slabs;
@@ -152,7 +170,7 @@ kivi_status kivi_seq_stats(const kivi_cache *cache, kivi_seq seq, kivi_stats *st
                            kivi_error *error)
 {
     kivi_cache *books = bookkeeping(cache);
-    const struct kivi_sequence *sequence;
+    struct kivi_sequence *sequence;
     kivi_status status;
     KIVI_DETAIL(error);
 
@@ -164,7 +182,7 @@ kivi_status kivi_seq_stats(const kivi_cache *cache, kivi_seq seq, kivi_stats *st
     kivi_lock_take(&books->lock);
     sequence = kivi_sequence_find(cache, seq, error);
     if (sequence) {
-        count_sequence(cache, sequence, ++books->epoch, stats);
+        count_sequences(books, &sequence, 1, stats);
         finish(stats);
     }
     kivi_lock_release(&books->lock);

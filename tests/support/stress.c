@@ -240,6 +240,21 @@ static void follow(struct stress_actor *a, const struct item *item, const kivi_i
     a->counts.queries += call->n_q;
 }
 
+/* Whether the tokens of a call have room in every layer, and so in the one that it is of. */
+static int reserves(struct stress_actor *a, const kivi_item *calls, size_t n)
+{
+    kivi_seq seqs[MAX_ITEMS];
+    uint64_t n_new[MAX_ITEMS];
+    kivi_error error;
+    size_t i;
+
+    for (i = 0; i < n; i++) {
+        seqs[i] = calls[i].seq;
+        n_new[i] = calls[i].n_new;
+    }
+    return done(a, kivi_seq_reserve(a->shared->cache, seqs, n_new, n, &error), &error);
+}
+
 static void step_call(struct stress_actor *a)
 {
     const uint32_t layer = (uint32_t)rng_below(&a->rng, a->shared->config.n_layers);
@@ -250,6 +265,7 @@ static void step_call(struct stress_actor *a)
     kivi_status status;
     float sinks[16];
     size_t n = 0, i, poisoned = MAX_ITEMS;
+    int reserved;
 
     name_step(a, "call");
     for (i = 0; i < STRESS_SEQS && n < MAX_ITEMS; i++) {
@@ -264,11 +280,14 @@ static void step_call(struct stress_actor *a)
         n++;
     }
     random_attention(&a->rng, &a->shared->config, sinks, &attention);
+    reserved = rng_one_in(&a->rng, 3) && reserves(a, calls, n);
     status = run(a, layer, calls, n, &attention, &error);
     if (poisoned < MAX_ITEMS && status == KIVI_ERROR_NOT_FINITE)
         a->counts.refused++;
     else if (done(a, status, &error))
         ck_assert_msg(poisoned == MAX_ITEMS, "%s: NaN was taken", a->what);
+    ck_assert_msg(!reserved || a->shared->shared || status != KIVI_ERROR_CAPACITY,
+                  "%s: no room for what was reserved: %s", a->what, error.message);
     for (i = 0; i < n; i++) {
         if (status == KIVI_OK)
             follow(a, &items[i], &calls[i], layer, &attention);
