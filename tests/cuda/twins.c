@@ -116,12 +116,22 @@ void check_rows_near(const float *got, const float *wanted, size_t rows, size_t 
 struct call call_begin(struct twins *t, uint32_t layer, uint32_t n_seqs, uint64_t n,
                        cudaStream_t stream)
 {
+    kivi_attention attention;
+
+    kivi_attention_init(&attention);
+    attention.stream = stream;
+    return call_begin_as(t, layer, n_seqs, n, &attention);
+}
+
+struct call call_begin_as(struct twins *t, uint32_t layer, uint32_t n_seqs, uint64_t n,
+                          const kivi_attention *how)
+{
     const kivi_config *g = &t->config;
     const size_t q_row = (size_t)n * g->n_q_heads * g->k_dim;
     const size_t kv_row = (size_t)n * g->n_kv_heads * g->k_dim, lse_row = (size_t)n * g->n_q_heads;
     struct call c = {.rows = n_seqs * lse_row, .dim = g->v_dim};
     kivi_item on_device[SEQS], on_host[SEQS];
-    kivi_attention attention;
+    kivi_attention attention = *how;
     kivi_error error;
     uint32_t i;
 
@@ -150,10 +160,8 @@ struct call call_begin(struct twins *t, uint32_t layer, uint32_t n_seqs, uint64_
         on_device[i].out.data = c.out.device + i * q_row;
         on_device[i].lse = c.lse.device + i * lse_row;
     }
-    kivi_attention_init(&attention);
     attention.precision = KIVI_PRECISE;
     session_ok(kivi_run(t->host, layer, on_host, n_seqs, &attention, &error), &error);
-    attention.stream = stream;
     session_ok(kivi_run(t->device, layer, on_device, n_seqs, &attention, &error), &error);
     return c;
 }

@@ -63,6 +63,10 @@ struct call {
 struct call call_begin(struct twins *t, uint32_t layer, uint32_t n_seqs, uint64_t n,
                        cudaStream_t stream);
 
+/* The same with weights of another kind, on the stream named there; precisely, whatever it says. */
+struct call call_begin_as(struct twins *t, uint32_t layer, uint32_t n_seqs, uint64_t n,
+                          const kivi_attention *attention);
+
 /* Waits, and fails the test unless rows and log-sum-exp are near those of the scalar backend. */
 void call_end(struct call *c, const char *what);
 
