@@ -119,8 +119,9 @@ __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi
 cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan, bool attended,
                                     cudaStream_t stream)
 {
-    /* Tables are uploaded by a kernel of their own, which has to be waited for. */
-    const bool beside = attended && step->overlap && !step->tables && !plan->replaces_rows;
+    /* Tables are uploaded by a kernel of their own, which has to be waited for. So has attention if the gate counts: it
+     * may yet find a query that is not finite, and of windows what is older than all that it reads is visible, too. */
+    const bool beside = attended && step->overlap && !step->tables && !step->gate && !plan->replaces_rows;
 
     return kivi_cuda_launch(append_tokens, dim3(2 * step->n_kv_heads, step->n_items), 32, 0, stream,
                             step->overlap, *step, beside);
