@@ -309,19 +309,16 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
         }
     }
 
-    /* Scores themselves, capped: tanh x = 1 - 2 / (1 + e^2x). */
+    /* Scores themselves, capped: kivi_cuda_fast's cap. */
     __device__ __forceinline__ void cap(float score[4][4]) const
     {
-        const float to = s.softcap * 1.44269504f, from = 2.0f * 1.44269504f / s.softcap;
+        const float to = s.softcap * 1.44269504f, from = 1.0f / s.softcap;
 
 #pragma unroll
         for (int n = 0; n < 4; n++)
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float x = score[n][i] * from_q[i / 2];
-
-                score[n][i] = fmaf(-2.0f * to, kivi_cuda_inverse(1.0f + kivi_cuda_exp2(x * from)), to);
-            }
+            for (int i = 0; i < 4; i++)
+                score[n][i] = to * kivi_cuda_tanh(score[n][i] * from_q[i / 2] * from);
     }
 
     /* A score is far above the unit of its row: the unit becomes the largest score so far. */

@@ -56,6 +56,21 @@ template <int KB> __device__ __forceinline__ uint32_t kivi_cuda_usual_scales(flo
     return bits < KIVI_CUDA_LEAST_SCALE ? 0 : min(bits, KIVI_CUDA_MOST_SCALE) - KIVI_CUDA_LEAST_SCALE + 1;
 }
 
+/* tanh x = 1 - 2 / (1 + e^2x); where that cancels, Cephes' polynomial for |x| < 0.625. Relative to it, exact but for some
+ * 2^-22: a cap far above all scores is to leave them as they are. */
+__device__ __forceinline__ float kivi_cuda_tanh(float x)
+{
+    const float large =
+        fmaf(-2.0f, kivi_cuda_inverse(1.0f + kivi_cuda_exp2(fabsf(x) * (2.0f * 1.44269504f))), 1.0f);
+    const float square = x * x;
+    float y = fmaf(-5.70498872745e-3f, square, 2.06390887954e-2f);
+
+    y = fmaf(y, square, -5.37397155531e-2f);
+    y = fmaf(y, square, 1.33314422036e-1f);
+    y = fmaf(y, square, -3.33332819422e-1f);
+    return fabsf(x) < 0.625f ? fmaf(y * square, x, x) : copysignf(large, x);
+}
+
 template <int D, int KB, int VB> struct kivi_cuda_fast {
     static constexpr int KN = kivi_cuda_key_codes<KB>, VN = 32 / VB; /* codes of a word */
     static constexpr int KW = D / KN / 4;            /* words of a token that a lane holds */
@@ -126,19 +141,19 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
         return queries.quads[w * KJ + j][lane];
     }
 
-    /* The soft cap, if there is one: cap * tanh(score / cap), base 2. tanh x = 1 - 2 / (1 + e^2x). */
+    /* The soft cap, if there is one: cap * tanh(score / cap), base 2. */
     __device__ __forceinline__ void cap(float score[4][2]) const
     {
-        const float to = s.softcap * 1.44269504f, from = 2.0f * 1.44269504f / s.softcap;
-
         if (!(s.softcap > 0))
             return;
+
+        const float to = s.softcap * 1.44269504f, from = 1.0f / s.softcap;
+
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
             for (int j = 0; j < 2; j++)
-                score[i][j] =
-                    fmaf(-2.0f * to, kivi_cuda_inverse(1.0f + kivi_cuda_exp2(score[i][j] * from)), to);
+                score[i][j] = to * kivi_cuda_tanh(score[i][j] * from);
     }
 
     /* Scores, base 2, to weights in `p`. score[i][j] is that of token 4 g + i and row 2 t + j. */

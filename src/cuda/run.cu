@@ -3,7 +3,9 @@
  * append. If the caller's arrays are on the device, it returns without waiting. If they are on the
  * host, they go through a staging buffer, nothing is appended unless all is finite, and end waits.
  */
+#include <float.h>
 #include <limits.h>
+#include <math.h>
 #include <string.h>
 
 #include "context.cuh"
@@ -236,6 +238,8 @@ void fill_args(const kivi_step *step, bool overlap, kivi_cuda_step *s)
     s->precise = step->attention.precision == KIVI_PRECISE;
     s->scale = step->attention.scale;
     s->softcap = step->attention.softcap;
+    if (s->softcap > 0) /* it has an inverse, and is finite times 1.44 */
+        s->softcap = fminf(fmaxf(s->softcap, FLT_MIN), FLT_MAX / 2);
     s->window = step->attention.window;
     s->sink_logits = step->attention.sink_logits;
     s->overlap = overlap;
