@@ -142,7 +142,7 @@ __device__ void weigh(const kivi_cuda_step &s, const kivi_cuda_item &item,
 
         if (s.softcap > 0)
             score[r] = s.softcap * 1.44269504f * tanhf(score[r] / s.softcap);
-        if (token >= end || token > position || (s.window && token + s.window <= position))
+        if (token >= end || token > position || (s.window && position - token >= s.window))
             score[r] = -INFINITY;
         max = score[r];
         for (int i = 16; i > 0; i /= 2)
