@@ -23,8 +23,9 @@ __device__ __forceinline__ uint32_t kivi_cuda_ends(uint32_t width, uint32_t row)
     return KIVI_CUDA_ROWS * width + 2 * row;
 }
 
-/* The unit of weights of which there are none: less than any other, and finite. */
-#define KIVI_CUDA_NO_UNIT (-1e30f)
+/* The unit of weights of which there are none: less than any other, and finite. The least score there is, base 2, is
+ * -1.44 * 512 * 65504 * 1e30, and differences of the two are finite as well. */
+#define KIVI_CUDA_NO_UNIT (-1e38f)
 
 /* A lane's channel quad of a row of a result. */
 struct kivi_cuda_quad {
