@@ -21,30 +21,35 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
                                 step->n_warps * shape::WARP_BYTES, stream, step->overlap, *step);
     }
 
-    /* Makes it ready for blocks of so many warps. Returns how many a multiprocessor holds. */
-    static int prepare(void (*kernel)(kivi_cuda_step), int warps)
+    static bool allow(void (*kernel)(kivi_cuda_step), int warps)
     {
-        int n = 0;
+        return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, warps * shape::WARP_BYTES)
+               == cudaSuccess;
+    }
 
-        return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    warps * shape::WARP_BYTES)
-                           == cudaSuccess
-                       && cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n, kernel, 32 * warps,
-                                                                        warps * shape::WARP_BYTES)
-                              == cudaSuccess
-                   ? n
-                   : 0;
+    /* Makes it ready. Returns how many blocks of the one kind and the other a multiprocessor holds. The limit is that of
+     * all caches on the device, of which one may be at work in large blocks: it is never made less, not even for a
+     * moment. */
+    static void prepare(void (*kernel)(kivi_cuda_step), int n[2])
+    {
+        const int kinds = allow(kernel, 2 * shape::WARPS) ? 2 : allow(kernel, shape::WARPS) ? 1 : 0;
+
+        for (int i = 0; i < 2; i++)
+            if (i >= kinds
+                || cudaOccupancyMaxActiveBlocksPerMultiprocessor(&n[i], kernel, 32 * (shape::WARPS << i),
+                                                                 (shape::WARPS << i) * shape::WARP_BYTES)
+                       != cudaSuccess)
+                n[i] = 0;
     }
 
     static kivi_cuda_attend find(kivi_cuda_blocks blocks[2])
     {
-        for (int i = 0; i < 2; i++) {
-            const int warps = shape::WARPS << i;
-            const int precise = prepare(kivi_cuda_attend_fast<D, KB, VB, true>, warps);
-            const int quick = prepare(kivi_cuda_attend_fast<D, KB, VB, ALWAYS>, warps);
+        int precise[2], quick[2];
 
-            blocks[i] = {warps, precise < quick ? precise : quick};
-        }
+        prepare(kivi_cuda_attend_fast<D, KB, VB, true>, precise);
+        prepare(kivi_cuda_attend_fast<D, KB, VB, ALWAYS>, quick);
+        for (int i = 0; i < 2; i++)
+            blocks[i] = {shape::WARPS << i, precise[i] < quick[i] ? precise[i] : quick[i]};
         (void)cudaGetLastError(); /* that there is no room for the larger ones */
         return blocks[0].per_sm > 0 ? launch : NULL;
     }
