@@ -262,7 +262,7 @@ pending *new_pending(const kivi_cuda_context *c, const kivi_step *step)
     sizes.table_bytes = item_bytes + start_bytes + (n_pages * sizeof(void *) + 15) / 16 * 16;
     if (!c->on_device)
         stage(step, &sizes, NULL, NULL);
-    if (item_bytes > UINT32_MAX || n_pages > UINT32_MAX)
+    if (sizes.table_bytes > UINT32_MAX) /* offsets there have 32 bits */
         return NULL;
     carve.take(sizeof sizes);
     carve.take(sizes.table_bytes);
