@@ -213,12 +213,10 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
 #pragma unroll
             for (uint32_t i = 0; i < PER_THREAD; i++) {
                 const uint32_t c = threadIdx.x + i * THREADS;
+                float part[KIVI_CUDA_ROWS] = {}; /* apart: what is small beside a long sum is lost */
 
                 if (c >= s.v.dim)
                     break;
-#pragma unroll
-                for (uint32_t r = 0; r < KIVI_CUDA_ROWS; r++)
-                    out[i][r] *= m.shrink[r];
                 for (uint32_t j = 0; j < n; j++) {
                     const kivi_cuda_row row = kivi_cuda_find_row(values, t + j);
                     bool finite = true;
@@ -230,8 +228,11 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
 
 #pragma unroll
                     for (uint32_t r = 0; r < KIVI_CUDA_ROWS; r++)
-                        out[i][r] = fmaf(m.p[j][r], x, out[i][r]);
+                        part[r] = fmaf(m.p[j][r], x, part[r]);
                 }
+#pragma unroll
+                for (uint32_t r = 0; r < KIVI_CUDA_ROWS; r++)
+                    out[i][r] = fmaf(out[i][r], m.shrink[r], part[r]);
             }
             __syncthreads();
         }
