@@ -154,6 +154,8 @@ kivi_status open_device(kivi_cuda_context *c, kivi_error *error)
     if (code == cudaSuccess)
         code = cudaEventCreateWithFlags(&c->copied, cudaEventDisableTiming);
     if (code == cudaSuccess)
+        code = cudaEventCreateWithFlags(&c->captured, cudaEventDisableTiming);
+    if (code == cudaSuccess)
         code = cudaHostAlloc(&bad, sizeof *c->bad, cudaHostAllocMapped | cudaHostAllocPortable);
     if (code == cudaSuccess) {
         c->bad = (volatile unsigned long long *)bad;
@@ -183,6 +185,8 @@ void close_context(void *context)
             (void)cudaEventDestroy(c->stepped);
         if (c->copied)
             (void)cudaEventDestroy(c->copied);
+        if (c->captured)
+            (void)cudaEventDestroy(c->captured);
         if (c->bad)
             (void)cudaFreeHost((void *)c->bad);
         kivi_cuda_release(c, &c->partials);

@@ -54,11 +54,12 @@ struct kivi_cuda_context {
 
     kivi_lock lock; /* protects all below */
     cudaStream_t copies;  /* the cache's own stream, for blocks */
-    cudaEvent_t stepped;  /* after the last step, which was on `stream`; */
-    cudaEvent_t copied;   /* after the last copy of a block */
-    cudaStream_t stream;
-    bool step_pending, copy_pending; /* whether the events were recorded since */
-    struct kivi_cuda_news last;      /* in the last step */
+    cudaEvent_t stepped;  /* after the last step, which was on the stream of number `stream`; */
+    cudaEvent_t copied;   /* after the last copy of a block; */
+    cudaEvent_t captured; /* after the last step that was captured, on stream `captured_on` in capture `capture` */
+    uint64_t stream, captured_on, capture;
+    bool step_pending, copy_pending, capture_pending; /* whether the events were recorded since */
+    struct kivi_cuda_news last, last_captured;        /* in the last step, and the last one that was captured */
     volatile unsigned long long *bad; /* mapped host memory: kivi_cuda_report */
     unsigned long long *bad_on_device;
     struct kivi_cuda_buffer partials, many_partials, arrivals, tables, staging;

@@ -340,44 +340,103 @@ kivi_status take_bad(kivi_cuda_context *c, bool earlier, kivi_error *error)
     return earlier ? status : kivi_blame_item(error, status, (size_t)item);
 }
 
-bool is_captured(cudaStream_t stream)
-{
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+/* Where a step goes. */
+struct target {
+    cudaStream_t stream;
+    uint64_t number; /* the stream's, or of those of one capture its handle */
+    bool captured;
+    unsigned long long capture; /* which one */
+};
 
-    if (stream == NULL || stream == cudaStreamLegacy)
-        return false;
-    if (cudaStreamIsCapturing(stream, &status) != cudaSuccess) {
-        (void)cudaGetLastError();
-        return false;
-    }
-    return status != cudaStreamCaptureStatusNone;
+constexpr uint64_t DEFAULT_STREAM = 0, NO_NUMBER = UINT64_MAX;
+
+/* Numbers tell streams apart, and handles do not: cudaStreamPerThread is another stream in every thread, and what one
+ * had that was destroyed, the next one may have. */
+uint64_t number_of(cudaStream_t stream)
+{
+#if CUDART_VERSION >= 12000
+    unsigned long long number;
+
+    if (cudaStreamGetId(stream, &number) == cudaSuccess)
+        return number + 1; /* none of the others above */
+    (void)cudaGetLastError();
+#else
+    (void)stream;
+#endif
+    return NO_NUMBER;
 }
 
-/* The stream waits for what the cache did last elsewhere. A capture cannot, so the host does. */
-cudaError_t wait_for_others(kivi_cuda_context *c, cudaStream_t stream, bool captured)
+/* A stream that is captured must not be asked for its number: that would end the capture. */
+target find_target(cudaStream_t stream)
+{
+    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    target to = {stream, DEFAULT_STREAM, false, 0};
+
+    if (stream == NULL || stream == cudaStreamLegacy)
+        return to;
+    if (cudaStreamGetCaptureInfo(stream, &status, &to.capture) != cudaSuccess)
+        (void)cudaGetLastError();
+    to.captured = status != cudaStreamCaptureStatusNone;
+    if (!to.captured)
+        to.number = number_of(stream);
+    else
+        to.number = stream == cudaStreamPerThread ? NO_NUMBER : (uint64_t)(uintptr_t)stream;
+    return to;
+}
+
+/* Whether the cache's last step, or the last that was captured, may be on another stream. */
+bool was_elsewhere(uint64_t last, const target &to)
+{
+    return last != to.number || to.number == NO_NUMBER;
+}
+
+bool is_same_capture(const kivi_cuda_context *c, const target &to)
+{
+    return c->capture_pending && c->capture == to.capture;
+}
+
+/* The stream waits for what the cache did last elsewhere. A capture waits for what was captured with it; for all that
+ * was not it cannot, so the host does. */
+cudaError_t wait_for_others(kivi_cuda_context *c, const target &to)
 {
     cudaError_t code = cudaSuccess;
 
-    if (c->step_pending && (c->stream != stream || captured))
-        code = captured ? cudaEventSynchronize(c->stepped)
-                        : cudaStreamWaitEvent(stream, c->stepped, 0);
+    if (c->step_pending && (to.captured || was_elsewhere(c->stream, to)))
+        code = to.captured ? cudaEventSynchronize(c->stepped)
+                           : cudaStreamWaitEvent(to.stream, c->stepped, 0);
     if (code == cudaSuccess && c->copy_pending) {
-        code = captured ? cudaEventSynchronize(c->copied)
-                        : cudaStreamWaitEvent(stream, c->copied, 0);
+        code = to.captured ? cudaEventSynchronize(c->copied)
+                           : cudaStreamWaitEvent(to.stream, c->copied, 0);
         c->copy_pending = code != cudaSuccess;
     }
+    if (code == cudaSuccess && to.captured && is_same_capture(c, to) && was_elsewhere(c->captured_on, to))
+        code = cudaStreamWaitEvent(to.stream, c->captured, 0);
     return code;
+}
+
+/* Notes where the step went. */
+cudaError_t note(kivi_cuda_context *c, const target &to)
+{
+    if (to.captured) {
+        c->capture = to.capture;
+        c->captured_on = to.number;
+        c->capture_pending = true;
+        return cudaEventRecord(c->captured, to.stream);
+    }
+    c->stream = to.number;
+    c->step_pending = true;
+    return cudaEventRecord(c->stepped, to.stream);
 }
 
 /*
  * What attention may read before the kernel ahead of it in the stream has ended. The first kernel of a call lets
  * the next one start when all before it is done, so of all calls only the last can still be writing; and at most
- * so many tokens became codes in it as in the item of which most did. (A kernel of the caller's between the two
- * may let the next one start sooner, and changes nothing in that.)
+ * so many tokens became codes in it, `last`, as in the item of which most did. (A kernel of the caller's between the
+ * two may let the next one start sooner, and changes nothing in that.) Returns how many do in this one.
  */
-void settle(kivi_cuda_context *c, const kivi_step *step, kivi_cuda_item *items)
+kivi_cuda_news settle(const kivi_cuda_news &last, const kivi_step *step, kivi_cuda_item *items)
 {
-    kivi_cuda_news last = c->last, now = {0, 0};
+    kivi_cuda_news now = {0, 0};
 
     for (size_t i = 0; i < step->n_items; i++) {
         const kivi_span *before = &step->items[i].before, *after = &step->items[i].after;
@@ -391,11 +450,22 @@ void settle(kivi_cuda_context *c, const kivi_step *step, kivi_cuda_item *items)
         if (after->v_packed - before->v_packed > now.v)
             now.v = after->v_packed - before->v_packed;
     }
-    c->last = now;
+    return now;
 }
 
-cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cudaStream_t stream)
+/* What the call before this one may still be writing. In a graph that is one of the same capture; where it is not known
+ * which came before, or the last one was not launched, all that it may be. */
+kivi_cuda_news *find_last(kivi_cuda_context *c, const target &to)
 {
+    if (to.captured && !is_same_capture(c, to))
+        c->last_captured = {UINT64_MAX, UINT64_MAX};
+    return to.captured ? &c->last_captured : &c->last;
+}
+
+cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, const target &to)
+{
+    const cudaStream_t stream = to.stream;
+    kivi_cuda_news *last = find_last(c, to), now;
     kivi_cuda_step *s = &p->args;
     kivi_cuda_append_plan append;
     cudaError_t code = cudaSuccess;
@@ -410,7 +480,8 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
         code = cudaMemcpyAsync(c->staging.memory, p->staging, p->input_bytes, cudaMemcpyHostToDevice,
                                stream);
     }
-    settle(c, step, (kivi_cuda_item *)p->tables);
+    now = settle(*last, step, (kivi_cuda_item *)p->tables);
+    *last = {now.k > last->k ? now.k : last->k, now.v > last->v ? now.v : last->v}; /* until all is launched */
     append = kivi_cuda_plan_append(s, (kivi_cuda_item *)p->tables);
     if (p->table_bytes <= KIVI_CUDA_INLINE) {
         memcpy(s->in_place, p->tables, p->table_bytes);
@@ -430,24 +501,25 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cuda
         code = cudaMemcpyAsync(p->staging + p->input_bytes,
                                (char *)c->staging.memory + p->input_bytes,
                                p->staging_bytes - p->input_bytes, cudaMemcpyDeviceToHost, stream);
+    if (code == cudaSuccess)
+        *last = now;
     return code;
 }
 
 kivi_status apply_step(kivi_cuda_context *c, const kivi_step *step, pending *p, kivi_error *error)
 {
-    const cudaStream_t stream = (cudaStream_t)step->attention.stream;
-    const bool captured = is_captured(stream);
+    const target to = find_target((cudaStream_t)step->attention.stream);
     kivi_status status;
-    cudaError_t code;
+    cudaError_t code, noted;
 
-    if (captured && !c->on_device)
+    if (to.captured && !c->on_device)
         return kivi_fail(error, KIVI_ERROR_UNSUPPORTED,
                          "a call on arrays in host memory cannot be captured in a graph");
-    code = wait_for_others(c, stream, captured);
+    code = wait_for_others(c, to);
     if (code == cudaSuccess)
-        code = launch(c, step, p, stream);
+        code = launch(c, step, p, to);
     if (!c->on_device) {
-        const cudaError_t waited = cudaStreamSynchronize(stream);
+        const cudaError_t waited = cudaStreamSynchronize(to.stream);
 
         status = kivi_cuda_status(code != cudaSuccess ? code : waited, "kivi_run on the device",
                                   error);
@@ -457,14 +529,8 @@ kivi_status apply_step(kivi_cuda_context *c, const kivi_step *step, pending *p, 
             unstage(step, p);
         return status;
     }
-    if (!captured) {
-        const cudaError_t recorded = cudaEventRecord(c->stepped, stream);
-
-        c->stream = stream;
-        c->step_pending = true;
-        code = code != cudaSuccess ? code : recorded;
-    }
-    return kivi_cuda_status(code, "kivi_run on the device", error);
+    noted = note(c, to);
+    return kivi_cuda_status(code != cudaSuccess ? code : noted, "kivi_run on the device", error);
 }
 
 } // namespace
