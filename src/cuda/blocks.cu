@@ -27,7 +27,7 @@ kivi_status kivi_cuda_reserve(kivi_cuda_context *c, kivi_cuda_buffer *buffer, si
     if (bytes <= buffer->bytes)
         return KIVI_OK;
     size = ((size > bytes ? size : bytes) + 4095) / 4096 * 4096;
-    if (buffer->memory) {
+    if (buffer->memory && c->on_device) {
         old = (struct kivi_cuda_retired *)c->allocator.alloc(c->allocator.context, sizeof *old, 64);
         if (!old)
             return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for this call");
@@ -49,6 +49,8 @@ kivi_status kivi_cuda_reserve(kivi_cuda_context *c, kivi_cuda_buffer *buffer, si
         old->memory = buffer->memory;
         old->next = buffer->retired;
         buffer->retired = old;
+    } else {
+        (void)cudaFree(buffer->memory); /* calls on the host's arrays have waited, and no graph has any */
     }
     buffer->memory = memory;
     buffer->bytes = size;

@@ -12,7 +12,7 @@ extern "C" {
 }
 
 /* Device memory of a kind that steps need. It only grows; what it was before stays allocated until the
- * cache is closed, since a captured graph may refer to it. */
+ * cache is closed, since a captured graph may refer to it, unless arrays are the host's. */
 struct kivi_cuda_buffer {
     void *memory;
     size_t bytes;

@@ -136,6 +136,62 @@ START_TEST(long_sums_of_one_part)
 }
 END_TEST
 
+/* Device memory that calls of so many queries on the host's arrays leave a cache with. */
+static size_t memory_of_calls(const uint64_t *n_q, size_t n)
+{
+    float *rows = calloc((size_t)n_q[n - 1] * Q_HEADS * 128, sizeof *rows);
+    float *out = malloc((size_t)n_q[n - 1] * Q_HEADS * 128 * sizeof *out);
+    size_t before, after, total, i;
+    kivi_config config;
+    kivi_cache *cache;
+    kivi_error error;
+    kivi_seq seq;
+
+    ck_assert(rows && out);
+    kivi_config_init(&config);
+    config.n_layers = config.n_kv_heads = 1;
+    config.n_q_heads = Q_HEADS;
+    config.k_dim = config.v_dim = 128;
+    config.backend = "cuda";
+    cuda_ok(cudaMemGetInfo(&before, &total));
+    session_ok(kivi_cache_create(&config, &cache, &error), &error);
+    session_ok(kivi_seq_create(cache, &seq, &error), &error);
+    session_ok(kivi_append(cache, 0, seq, 64, (kivi_in){rows, KIVI_F32, 0, 0},
+                           (kivi_in){rows, KIVI_F32, 0, 0}, &error),
+               &error);
+    for (i = 0; i < n; i++) {
+        const kivi_item item = {
+            .seq = seq,
+            .n_q = n_q[i],
+            .q = {rows, KIVI_F32, 0, 0},
+            .out = {out, KIVI_F32, 0, 0},
+            .q_end = (uint64_t)1 << 40,
+        };
+
+        session_ok(kivi_run(cache, 0, &item, 1, NULL, &error), &error);
+    }
+    cuda_ok(cudaMemGetInfo(&after, &total));
+    kivi_cache_destroy(cache);
+    free(rows);
+    free(out);
+    return before - after;
+}
+
+/* Room for the host's arrays is that of the largest call, however many smaller ones came before. */
+START_TEST(room_for_calls_that_grow)
+{
+    static const uint64_t n_q[] = {1000, 1700, 2900, 5000, 8500, 14500};
+    const size_t n = sizeof n_q / sizeof *n_q;
+    size_t largest, all;
+
+    memory_of_calls(n_q, n); /* kernels are loaded */
+    largest = memory_of_calls(&n_q[n - 1], 1);
+    all = memory_of_calls(n_q, n);
+    ck_assert_msg(all <= largest + ((size_t)16 << 20),
+                  "%zu bytes, %zu after the largest call alone", all, largest);
+}
+END_TEST
+
 /* Tables of pages of 4 GB and more, whose offsets have 32 bits: refused, with the cache as it was. */
 START_TEST(too_many_pages_in_a_call)
 {
@@ -200,6 +256,7 @@ int main(void)
     tcase_add_loop_test(numbers, windows_without_end, 0, n_shapes);
     tcase_add_loop_test(numbers, scores_far_below, 0, n_shapes);
     tcase_add_test(numbers, long_sums_of_one_part);
+    tcase_add_test(sizes, room_for_calls_that_grow);
     tcase_add_test(sizes, too_many_pages_in_a_call);
     suite_add_tcase(suite, numbers);
     suite_add_tcase(suite, sizes);
