@@ -258,6 +258,16 @@ __global__ void __launch_bounds__(THREADS) attend(const __grid_constant__ kivi_c
 
 } // namespace
 
+kivi_cuda_blocks kivi_cuda_general_blocks()
+{
+    kivi_cuda_blocks blocks = {(int)THREADS / 32, 0};
+
+    if (cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks.per_sm, attend, THREADS, 0) != cudaSuccess
+        || blocks.per_sm < 1)
+        blocks.per_sm = 1;
+    return blocks;
+}
+
 cudaError_t kivi_cuda_attend_general(const kivi_cuda_step *step, cudaStream_t stream)
 {
     return kivi_cuda_launch(attend, dim3(step->n_parts), THREADS, 0, stream, step->overlap, *step);

@@ -105,7 +105,7 @@ kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_head
     path.fast = path.attend != NULL;
     if (!path.fast) {
         path.attend = kivi_cuda_attend_general;
-        blocks[0] = {4, 6}; /* by its shared memory */
+        blocks[0] = kivi_cuda_general_blocks();
         blocks[1] = {0, 0};
     }
     path.small = find_split(&blocks[0], path.fast ? blocks[0].warps : GENERAL_LEAST_COST, multiprocessors);

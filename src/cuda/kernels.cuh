@@ -31,13 +31,14 @@ bool kivi_cuda_can_overlap();
 /* Attention of the step's parts, for one combination of dimension and bits. */
 typedef cudaError_t (*kivi_cuda_attend)(const kivi_cuda_step *step, cudaStream_t stream);
 
-/* Any combination; four warps to a part. */
-cudaError_t kivi_cuda_attend_general(const kivi_cuda_step *step, cudaStream_t stream);
-
 /* Blocks of so many warps, of which a multiprocessor of the current device holds so many at a time. */
 struct kivi_cuda_blocks {
     int warps, per_sm;
 };
+
+/* Any combination. */
+cudaError_t kivi_cuda_attend_general(const kivi_cuda_step *step, cudaStream_t stream);
+kivi_cuda_blocks kivi_cuda_general_blocks();
 
 /* The tensor core path, or NULL if it was not compiled for the combination. It takes blocks of either kind, the
  * second of twice as many warps, of which small multiprocessors hold none. */
