@@ -501,8 +501,8 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cons
         code = cudaMemcpyAsync(p->staging + p->input_bytes,
                                (char *)c->staging.memory + p->input_bytes,
                                p->staging_bytes - p->input_bytes, cudaMemcpyDeviceToHost, stream);
-    if (code == cudaSuccess)
-        *last = now;
+    if (code == cudaSuccess && (s->tables || p->max_new || p->work.many.n_blocks || p->work.n_tasks))
+        *last = now; /* else no kernel of this call is between that one's and the next's */
     return code;
 }
 

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "support/buffer.h"
+#include "support/numbers.h"
 #include "support/random.h"
 #include "support/session.h"
 #include "support/suite.h"
@@ -92,6 +93,69 @@ START_TEST(a_stream_of_each_thread)
     for (i = 0; i < 2; i++) {
         free(seen[i]);
         array_free(&rows[i]);
+    }
+    array_free(&q);
+    array_free(&out);
+    twins_close(&t);
+}
+END_TEST
+
+/* A call that has nothing to do launches nothing: attention behind it is still right behind the append before. */
+START_TEST(a_call_of_nothing_between)
+{
+    const uint32_t heads = 4, dim = 128;
+    const uint64_t n = 6000;
+    const size_t row = heads * dim;
+    struct array q, out;
+    uint16_t *rows[2];
+    float *seen[2];
+    struct twins t;
+    uint32_t i, j, different = 0;
+
+    twins_configure(&t, heads, dim, 2u << _i);
+    twins_create(&t);
+    q = array_new(&t.rng, Q_HEADS * dim);
+    out = array_new(NULL, Q_HEADS * dim);
+    for (i = 0; i < 2; i++) { /* of one, then of the other: pages are used again */
+        uint16_t *host = malloc(n * row * sizeof *host);
+        size_t x;
+
+        seen[i] = malloc(out.bytes);
+        ck_assert(host && seen[i]);
+        for (x = 0; x < n * row; x++)
+            host[x] = number_to_f16(rng_normal(&t.rng));
+        cuda_ok(cudaMalloc((void **)&rows[i], n * row * sizeof *host));
+        cuda_ok(cudaMemcpy(rows[i], host, n * row * sizeof *host, cudaMemcpyHostToDevice));
+        free(host);
+    }
+    cuda_ok(cudaDeviceSynchronize());
+    for (i = 0; i < 40; i++) {
+        const kivi_in in = {rows[i % 2], KIVI_F16, 0, 0};
+        const kivi_item append = {.seq = t.on_device[0], .n_new = n, .k = in, .v = in};
+        const kivi_item nothing = {.seq = t.on_device[1]};
+        kivi_attention attention;
+        kivi_error error;
+
+        kivi_attention_init(&attention);
+        attention.stream = t.stream;
+        session_ok(kivi_seq_truncate(t.device, t.on_device[0], 0, &error), &error);
+        session_ok(kivi_run(t.device, 0, &append, 1, &attention, &error), &error);
+        session_ok(kivi_run(t.device, 0, &nothing, 1, &attention, &error), &error);
+        for (j = 0; j < 2; j++) {
+            session_ok(kivi_attend(t.device, 0, t.on_device[0], 1,
+                                   (kivi_in){q.device, KIVI_F32, 0, 0},
+                                   (kivi_out){out.device, KIVI_F32, 0, 0}, &attention, &error),
+                       &error);
+            cuda_ok(cudaStreamSynchronize(t.stream));
+            cuda_ok(cudaMemcpy(seen[j], out.device, out.bytes, cudaMemcpyDeviceToHost));
+        }
+        different += memcmp(seen[0], seen[1], out.bytes) != 0;
+    }
+    ck_assert_msg(different == 0,
+                  "%u of %u times attention saw codes that were still being written", different, i);
+    for (i = 0; i < 2; i++) {
+        cuda_ok(cudaFree(rows[i]));
+        free(seen[i]);
     }
     array_free(&q);
     array_free(&out);
@@ -301,6 +365,7 @@ int main(void)
     tcase_set_timeout(caches, 600);
     tcase_set_timeout(failures, 600);
     tcase_add_test(streams, a_stream_of_each_thread);
+    tcase_add_loop_test(streams, a_call_of_nothing_between, 0, 3);
     tcase_add_loop_test(streams, streams_in_one_capture, 0, 2);
     tcase_add_test(caches, caches_open_beside_steps);
     tcase_add_test(failures, refused_query_changes_nothing);
