@@ -13,6 +13,8 @@
 #ifndef KIVI_CUDA_ATTEND_MANY_CUH
 #define KIVI_CUDA_ATTEND_MANY_CUH
 
+#include <float.h>
+
 #include "many_pieces.cuh"
 
 /* A block's rows of one kv head, and what a warp holds of them. */
@@ -91,8 +93,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
             const float up = kivi_cuda_power(exponent);
             uint32_t high[PER_LANE / 2], low[PER_LANE / 2];
 
-            if (lane == 0)
-                factors[row] = factor * kivi_cuda_power(-exponent);
+            if (lane == 0) /* not 0: what is hidden is -inf, and times it stays so */
+                factors[row] = fmaxf(factor * kivi_cuda_power(-exponent), FLT_MIN);
 #pragma unroll
             for (int i = 0; i < PER_LANE / 2; i++) {
                 const float a = x[2 * i] * up, b = x[2 * i + 1] * up;

@@ -80,6 +80,22 @@ START_TEST(scores_far_below)
 }
 END_TEST
 
+/* All scores next to 0: equal weights, and none of what is hidden. */
+START_TEST(scales_next_to_nothing)
+{
+    kivi_attention attention;
+    struct twins t;
+
+    twins_open(&t, 2, shapes[_i].dim, shapes[_i].bits);
+    kivi_attention_init(&attention);
+    attention.scale = 1e-44f;
+    check_call(&t, 300, &attention, "a prompt of equal weights");
+    check_call(&t, 1, &attention, "a step of equal weights");
+    check_call(&t, 64, &attention, "a chunk of equal weights");
+    twins_close(&t);
+}
+END_TEST
+
 /* The sums of test_oracle's long_sums where parts have whole tasks, since there are so many: a part adds up all tokens
  * of a long sequence. Without tensor cores. */
 START_TEST(long_sums_of_one_part)
@@ -255,6 +271,7 @@ int main(void)
     tcase_add_loop_test(numbers, caps_far_above_scores, 0, n_shapes);
     tcase_add_loop_test(numbers, windows_without_end, 0, n_shapes);
     tcase_add_loop_test(numbers, scores_far_below, 0, n_shapes);
+    tcase_add_loop_test(numbers, scales_next_to_nothing, 0, n_shapes);
     tcase_add_test(numbers, long_sums_of_one_part);
     tcase_add_test(sizes, room_for_calls_that_grow);
     tcase_add_test(sizes, too_many_pages_in_a_call);
