@@ -20,19 +20,24 @@ kivi_status kivi_cuda_reserve(kivi_cuda_context *c, kivi_cuda_buffer *buffer, si
                               kivi_error *error)
 {
     struct kivi_cuda_retired *old = NULL;
-    size_t size = buffer->bytes * 3 / 2;
+    const size_t more = buffer->bytes * 3 / 2, least = (bytes + 4095) / 4096 * 4096;
+    size_t size = more > least ? (more + 4095) / 4096 * 4096 : least;
     void *memory;
     cudaError_t code;
 
     if (bytes <= buffer->bytes)
         return KIVI_OK;
-    size = ((size > bytes ? size : bytes) + 4095) / 4096 * 4096;
     if (buffer->memory && c->on_device) {
         old = (struct kivi_cuda_retired *)c->allocator.alloc(c->allocator.context, sizeof *old, 64);
         if (!old)
             return kivi_fail(error, KIVI_ERROR_MEMORY, "no memory for this call");
     }
     code = cudaMalloc(&memory, size);
+    if (code == cudaErrorMemoryAllocation && size > least) { /* there may be room for what is needed */
+        (void)cudaGetLastError();
+        size = least;
+        code = cudaMalloc(&memory, size);
+    }
     if (code == cudaSuccess && zero) {
         code = cudaMemsetAsync(memory, 0, size, c->copies);
         if (code == cudaSuccess)

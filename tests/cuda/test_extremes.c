@@ -208,6 +208,66 @@ START_TEST(room_for_calls_that_grow)
 }
 END_TEST
 
+static void attend_to_zeros(kivi_cache *cache, kivi_seq seq, uint64_t n_q)
+{
+    float *rows = calloc((size_t)n_q * Q_HEADS * 128, sizeof *rows);
+    float *out = malloc((size_t)n_q * Q_HEADS * 128 * sizeof *out);
+    kivi_error error;
+    const kivi_item item = {
+        .seq = seq,
+        .n_q = n_q,
+        .q = {rows, KIVI_F32, 0, 0},
+        .out = {out, KIVI_F32, 0, 0},
+        .q_end = (uint64_t)1 << 40,
+    };
+
+    ck_assert(rows && out);
+    session_ok(kivi_run(cache, 0, &item, 1, NULL, &error), &error);
+    free(rows);
+    free(out);
+}
+
+/* Room for a call grows by more than it needs, but not where the device has no more. */
+START_TEST(room_that_is_just_there)
+{
+    const size_t small = 8000, large = 9000,
+                 row = 2 * Q_HEADS * 128 * sizeof(float); /* of a query and its output */
+    void *hogs[4096], *left;
+    size_t n_hogs = 0, bytes = (size_t)1 << 34;
+    float zeros[64 * 128] = {0};
+    kivi_config config;
+    kivi_cache *cache;
+    kivi_error error;
+    kivi_seq seq;
+
+    kivi_config_init(&config);
+    config.n_layers = config.n_kv_heads = 1;
+    config.n_q_heads = Q_HEADS;
+    config.k_dim = config.v_dim = 128;
+    config.backend = "cuda";
+    session_ok(kivi_cache_create(&config, &cache, &error), &error);
+    session_ok(kivi_seq_create(cache, &seq, &error), &error);
+    session_ok(kivi_append(cache, 0, seq, 64, (kivi_in){zeros, KIVI_F32, 0, 0},
+                           (kivi_in){zeros, KIVI_F32, 0, 0}, &error),
+               &error);
+    attend_to_zeros(cache, seq, small);
+    cuda_ok(cudaMalloc(&left, large * row + ((size_t)8 << 20)));
+    while (bytes >= (size_t)1 << 20 && n_hogs < sizeof hogs / sizeof *hogs) {
+        if (cudaMalloc(&hogs[n_hogs], bytes) == cudaSuccess) {
+            n_hogs++;
+        } else {
+            cudaGetLastError();
+            bytes /= 2;
+        }
+    }
+    cuda_ok(cudaFree(left));
+    attend_to_zeros(cache, seq, large);
+    while (n_hogs > 0)
+        cuda_ok(cudaFree(hogs[--n_hogs]));
+    kivi_cache_destroy(cache);
+}
+END_TEST
+
 /* Tables of pages of 4 GB and more, whose offsets have 32 bits: refused, with the cache as it was. */
 START_TEST(too_many_pages_in_a_call)
 {
@@ -274,6 +334,7 @@ int main(void)
     tcase_add_loop_test(numbers, scales_next_to_nothing, 0, n_shapes);
     tcase_add_test(numbers, long_sums_of_one_part);
     tcase_add_test(sizes, room_for_calls_that_grow);
+    tcase_add_test(sizes, room_that_is_just_there);
     tcase_add_test(sizes, too_many_pages_in_a_call);
     suite_add_tcase(suite, numbers);
     suite_add_tcase(suite, sizes);
