@@ -240,7 +240,7 @@ static void *open_caches(void *context)
 START_TEST(caches_open_beside_steps)
 {
     struct twins t;
-    struct opener o = {.n = test_rounds(400, 4000)};
+    struct opener o = {.n = test_rounds(60, 2000)};
     struct array q, out;
     struct call prompt;
     kivi_attention attention;
