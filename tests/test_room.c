@@ -183,6 +183,134 @@ START_TEST(room_that_goes_meanwhile)
 }
 END_TEST
 
+/* --------------------------------------------------- pages and windows */
+
+/* The item for which there is no room is named: those before it have it. */
+START_TEST(budget_names_the_item)
+{
+    struct fixture *f = &fixture;
+    kivi_item items[2];
+    kivi_stats stats;
+    kivi_error error;
+    int i;
+
+    fixture_open_with_budget(f, backend_name(0), 0, 10);
+    stats = fixture_stats(f);
+    fixture_close(f);
+    for (i = 0; i < 2; i++) { /* one window, or two: the first sequence has one */
+        fixture_open_with_budget(f, backend_name(0), ((uint64_t)i + 1) * stats.window_bytes, 10);
+        ck_assert_int_eq(kivi_seq_create(f->cache, &f->other, NULL), KIVI_OK);
+        items[0] = fixture_item(f, f->seq, 1);
+        items[1] = fixture_item(f, f->other, 2);
+        items[1].out.data = f->out + 1000;
+        ck_assert_int_eq(kivi_run(f->cache, 0, items, 2, NULL, &error),
+                         i ? KIVI_OK : KIVI_ERROR_CAPACITY);
+        if (i == 0)
+            ck_assert_uint_eq(error.item, 1);
+        fixture_close(f);
+    }
+}
+END_TEST
+
+/* Pages that are free make room for a window, together with what was never used. */
+START_TEST(free_pages_make_room_for_a_window)
+{
+    struct fixture *f = &fixture;
+    kivi_stats stats;
+    uint64_t page, window;
+
+    fixture_open_with_budget(f, backend_name(0), 0, 100);
+    stats = fixture_stats(f);
+    window = stats.window_bytes;
+    page = stats.code_bytes + stats.scale_bytes + stats.unused_bytes;
+    ck_assert_uint_eq(stats.pages, 1);
+    ck_assert_uint_lt(page, window);
+    fixture_close(f);
+
+    fixture_open_with_budget(f, backend_name(0), 2 * window, 100);
+    ck_assert_int_eq(kivi_seq_truncate(f->cache, f->seq, 0, NULL), KIVI_OK);
+    append_rows(f, 0, f->seq, 10);
+    ck_assert_uint_eq(fixture_stats(f).free_bytes, page);
+    ck_assert_int_eq(kivi_seq_create(f->cache, &f->other, NULL), KIVI_OK);
+    append_rows(f, 0, f->other, 10);
+    ck_assert_uint_eq(fixture_stats(f).free_bytes, 0);
+    fixture_close(f);
+}
+END_TEST
+
+/* Where there is no memory for many blocks at a time, there may be for the one that is needed. */
+START_TEST(one_block_instead_of_many)
+{
+    struct fixture *f = &fixture;
+    size_t fail_at, n_survived = 0;
+
+    for (fail_at = 1; fail_at < 16; fail_at++) {
+        kivi_status status;
+        kivi_item item;
+
+        fixture_open_with_budget(f, backend_name(0), 0, 500); /* four pages, all in use */
+        item = fixture_item(f, f->seq, 60);
+        memory_fail(&f->memory, fail_at, 0);
+        status = kivi_run(f->cache, 0, &item, 1, NULL, NULL);
+        n_survived += memory_has_failed(&f->memory) && status == KIVI_OK;
+        memory_fail(&f->memory, 0, 0);
+        fixture_close(f);
+    }
+    ck_assert_uint_gt(n_survived, 0);
+}
+END_TEST
+
+/* Slabs double: what a small cache keeps free is no more than it uses, at first nothing, and so again after it was
+ * large. */
+START_TEST(slabs_begin_small)
+{
+    struct fixture *f = &fixture;
+    int i;
+
+    fixture_open_with_budget(f, backend_name(0), 0, 100);
+    for (i = 0; i < 2; i++) {
+        const kivi_stats stats = fixture_stats(f);
+
+        ck_assert_uint_eq(stats.pages, 1);
+        ck_assert_uint_eq(stats.free_bytes, 0);
+        append_rows(f, 0, f->seq, 700);
+        append_rows(f, 0, f->seq, 700);
+        ck_assert_uint_gt(fixture_stats(f).free_bytes, 0);
+        ck_assert_int_eq(kivi_seq_truncate(f->cache, f->seq, 0, NULL), KIVI_OK);
+        kivi_cache_trim(f->cache);
+        append_rows(f, 0, f->seq, 100);
+    }
+    fixture_close(f);
+}
+END_TEST
+
+/* kivi_cache_trim returns what the allocator got back, of pages and windows. */
+START_TEST(trim_counts_what_it_gives_back)
+{
+    struct fixture *f = &fixture;
+    kivi_seq seqs[6];
+    uint64_t unused, trimmed;
+    size_t i, had;
+
+    fixture_open(f, backend_name(0));
+    for (i = 0; i < 6; i++) { /* several slabs of either */
+        ck_assert_int_eq(kivi_seq_create(f->cache, &seqs[i], NULL), KIVI_OK);
+        append_rows(f, 0, seqs[i], 500);
+    }
+    for (i = 0; i < 6; i++)
+        ck_assert_int_eq(kivi_seq_destroy(f->cache, seqs[i], NULL), KIVI_OK);
+    unused = fixture_stats(f).free_bytes;
+    had = atomic_load(&f->memory.bytes);
+    trimmed = kivi_cache_trim(f->cache);
+    ck_assert_uint_gt(trimmed, 0);
+    ck_assert_uint_eq(unused - fixture_stats(f).free_bytes, trimmed);
+    /* Slabs have descriptors, which are no blocks. */
+    ck_assert_uint_ge(had - atomic_load(&f->memory.bytes), trimmed);
+    ck_assert_uint_eq(kivi_cache_trim(f->cache), 0);
+    fixture_close(f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("room");
@@ -191,6 +319,11 @@ int main(void)
     tcase_add_test(room, room_is_counted_exactly);
     tcase_add_test(room, one_layer_is_full);
     tcase_add_loop_test(room, room_that_goes_meanwhile, 0, 2);
+    tcase_add_test(room, budget_names_the_item);
+    tcase_add_test(room, free_pages_make_room_for_a_window);
+    tcase_add_test(room, one_block_instead_of_many);
+    tcase_add_test(room, slabs_begin_small);
+    tcase_add_test(room, trim_counts_what_it_gives_back);
     tcase_set_timeout(room, 0);
     suite_add_tcase(suite, room);
     return test_main(suite);
