@@ -184,6 +184,11 @@ START_TEST(all_items_or_none)
     ck_assert_ptr_nonnull(strstr(error.message, "items[3].v"));
     ck_assert_uint_eq(error.item, 3);
     operands[3].v[7] = 0;
+    operands[2].q[5] = NAN;
+    ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_NOT_FINITE);
+    ck_assert_ptr_nonnull(strstr(error.message, "items[2].q"));
+    ck_assert_uint_eq(error.item, 2);
+    operands[2].q[5] = 0;
     items[6].seq = 999999;
     ck_assert_int_eq(kivi_run(s.cache, 0, items, SEQS, NULL, &error), KIVI_ERROR_SEQUENCE);
     ck_assert_uint_eq(error.item, 6);

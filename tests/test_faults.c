@@ -521,6 +521,22 @@ static float *spoil(struct rng *rng, struct fixture *f, enum operand operand, ui
     return place;
 }
 
+/* The message names the token and the head of the place; keys and values have to be finite in f16. */
+static void check_place(const struct fixture *f, enum operand operand, const float *place,
+                        const char *message)
+{
+    const float *array = operand == OPERAND_K ? f->k : operand == OPERAND_V ? f->v : f->q;
+    const uint32_t heads = operand == OPERAND_Q ? FIXTURE_Q_HEADS : FIXTURE_KV_HEADS;
+    const uint32_t dim = operand == OPERAND_V ? FIXTURE_V_DIM : FIXTURE_K_DIM;
+    const unsigned head = (unsigned)((place - array) / dim), token = head / heads;
+    char expected[64];
+
+    snprintf(expected, sizeof expected, ": token %u, head %u is not finite%s", token, head % heads,
+             operand == OPERAND_Q ? "" : " in f16");
+    ck_assert_ptr_nonnull(strchr(message, ':'));
+    ck_assert_str_eq(strchr(message, ':'), expected);
+}
+
 START_TEST(not_finite)
 {
     struct fixture *f = &fixture;
@@ -542,6 +558,7 @@ START_TEST(not_finite)
                          KIVI_ERROR_NOT_FINITE);
         check_error("not finite", &error, KIVI_ERROR_NOT_FINITE);
         ck_assert_msg(strstr(error.message, names[i % 3]) != NULL, "%s", error.message);
+        check_place(f, (enum operand)(i % 3), place, error.message);
         snapshot_check(&before, f, "not finite");
         *place = good;
         if (i % 6 == 0)
@@ -567,6 +584,28 @@ START_TEST(largest_number)
     ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
     for (i = 0; i < (size_t)2 * FIXTURE_Q_HEADS * FIXTURE_V_DIM; i++)
         ck_assert(isfinite(f->out[i]));
+    fixture_close(f);
+}
+END_TEST
+
+/* A scaled query may be 1e30, of either sign, and no more. */
+START_TEST(largest_query)
+{
+    struct fixture *f = &fixture;
+    kivi_attention attention;
+    kivi_item item;
+    int i;
+
+    fixture_open(f, backend_name(_i));
+    kivi_attention_init(&attention);
+    attention.scale = 0.5f;
+    item = fixture_item(f, f->seq, 0);
+    for (i = 0; i < 2; i++) {
+        f->q[30] = i ? -1.99e30f : 1.99e30f;
+        ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, &attention, NULL), KIVI_OK);
+        f->q[30] = i ? -2.01e30f : 2.01e30f;
+        ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, &attention, NULL), KIVI_ERROR_NOT_FINITE);
+    }
     fixture_close(f);
 }
 END_TEST
@@ -664,6 +703,7 @@ int main(void)
     tcase_add_test(memory, max_sequences);
     tcase_add_loop_test(numbers, not_finite, 0, backend_count());
     tcase_add_loop_test(numbers, largest_number, 0, backend_count());
+    tcase_add_loop_test(numbers, largest_query, 0, backend_count());
     tcase_add_loop_test(numbers, cancelled, 0, backend_count());
     tcase_add_checked_fixture(use, set_up, tear_down);
     tcase_add_test(use, busy);
