@@ -95,6 +95,9 @@ START_TEST(forks_under_way)
     ck_assert_int_eq(kivi_seq_destroy(f->cache, f->seq, NULL), KIVI_OK);
     during = fixture_stats(f);
     ck_assert_uint_eq(during.total_bytes + during.free_bytes, atomic_load(&f->memory.bytes));
+    /* A window and a page more than before: the call's copies. */
+    ck_assert_uint_eq(during.window_bytes, before.window_bytes / 4 * 5);
+    ck_assert_uint_eq(during.pages, before.pages + 1);
     kivi_work_cancel(work);
     ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, NULL, NULL), KIVI_OK);
     during = fixture_stats(f);
@@ -178,6 +181,34 @@ START_TEST(one_token_for_every_fork)
 }
 END_TEST
 
+/* The same where the sequence was longer in a call before, and was cut: that call's lengths count no more. */
+START_TEST(one_token_after_a_cut)
+{
+    struct fixture *f = &fixture;
+    uint64_t budget = 0;
+    int round;
+
+    for (round = 0; round < 2; round++) {
+        kivi_item items[2];
+
+        fixture_open_with_budget(f, backend_name(0), budget, 200);
+        items[0] = fixture_item(f, f->seq, 1);
+        ck_assert_int_eq(kivi_run(f->cache, 0, items, 1, NULL, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_truncate(f->cache, f->seq, 195, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_fork(f->cache, f->seq, &f->other, NULL), KIVI_OK);
+        if (round == 0) { /* only then: statistics begin to count anew, too */
+            const kivi_stats before = fixture_stats(f);
+
+            budget = block_bytes(&before) + before.next_append_bytes - 2 * before.window_bytes;
+        }
+        items[1] = fixture_item(f, f->other, 1);
+        items[0].n_q = items[1].n_q = 0;
+        ck_assert_int_eq(kivi_run(f->cache, 0, items, 2, NULL, NULL), KIVI_OK);
+        fixture_close(f);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("forks");
@@ -187,6 +218,7 @@ int main(void)
     tcase_add_test(forks, forks_under_way);
     tcase_add_loop_test(forks, forks_within_a_budget, 0, 3);
     tcase_add_loop_test(forks, one_token_for_every_fork, 0, 6);
+    tcase_add_test(forks, one_token_after_a_cut);
     tcase_set_timeout(forks, 0);
     suite_add_tcase(suite, forks);
     return test_main(suite);

@@ -1,6 +1,7 @@
 /* Sequences as wholes: fork, reorder, and what they cost. docs/sequences.md makes the promises. */
 #include <check.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "support/session.h"
 #include "support/suite.h"
@@ -33,6 +34,8 @@ START_TEST(fork_shares_and_parts)
     ck_assert_uint_eq(after.pages, before.pages);
     ck_assert_uint_eq(after.window_bytes, before.window_bytes);
     ck_assert_uint_eq(after.shared_pages, before.pages);
+    ck_assert_uint_eq(after.code_bytes, before.code_bytes);
+    ck_assert_uint_eq(after.scale_bytes, before.scale_bytes);
     ck_assert_uint_eq(after.total_bytes - before.total_bytes,
                       after.bookkeeping_bytes - before.bookkeeping_bytes);
 
@@ -85,6 +88,131 @@ START_TEST(next_append_is_exact)
             ck_assert_int_eq(
                 kivi_seq_reorder(s.cache, seqs, (const uint32_t[]){0, 0, 2, 2}, 4, NULL), KIVI_OK);
     }
+    session_close(&s);
+}
+END_TEST
+
+/* Codes of n tokens of a layer and kv head, and their scales and minima, as docs/layout.md has them. */
+static void add_packed(const kivi_config *c, uint32_t bits, uint32_t dim, uint64_t n,
+                       uint64_t groups, kivi_stats *stats)
+{
+    const uint64_t padded = ((uint64_t)dim + 15) / 16 * 16;
+
+    stats->code_bytes += c->n_kv_heads * (bits == 16 ? n * dim * 2 : n * padded * bits / 8);
+    stats->scale_bytes += bits == 16 ? 0 : c->n_kv_heads * groups * 2 * 2;
+}
+
+/* Every part of the statistics, from the lengths of the layers; and of sequences that share nothing, those of all are
+ * the sums. */
+START_TEST(statistics_are_exact)
+{
+    static const uint64_t lengths[][2] = {{300, 190}, {10, 64}, {0, 129}};
+    static const uint8_t bits[][2] = {{2, 4}, {8, 16}};
+    struct session s;
+    kivi_config config;
+    kivi_stats sum = {.size = sizeof sum}, all;
+    size_t i;
+
+    session_config(&config);
+    config.layer_v_bits = bits[1];
+    config.layer_k_bits = bits[0];
+    session_open(&s, &config, backend_name(_i));
+    for (i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        const kivi_seq seq = session_new(&s);
+        kivi_stats expected = {.size = sizeof expected}, got = {.size = sizeof got};
+        uint32_t l;
+
+        memset(&got, 0xff, sizeof got); /* what was there does not count */
+        got.size = sizeof got;
+        for (l = 0; l < 2; l++) {
+            const uint64_t n = lengths[i][l], k = n / 64 * 64, v = n > 64 ? n - 64 : 0;
+
+            session_append_layer(&s, seq, l, 1, n);
+            add_packed(&config, bits[0][l], config.k_dim, k, k / 32 * 48, &expected);
+            add_packed(&config, bits[1][l], config.v_dim, v, v, &expected);
+            expected.f16_bytes += n * config.n_kv_heads * 2 * (config.k_dim + config.v_dim);
+            expected.tokens = n > expected.tokens ? n : expected.tokens;
+        }
+        ck_assert_int_eq(kivi_seq_stats(s.cache, seq, &got, NULL), KIVI_OK);
+        ck_assert_uint_eq(got.sequences, 1);
+        ck_assert_uint_eq(got.tokens, expected.tokens);
+        ck_assert_uint_eq(got.code_bytes, expected.code_bytes);
+        ck_assert_uint_eq(got.scale_bytes, expected.scale_bytes);
+        ck_assert_uint_eq(got.f16_bytes, expected.f16_bytes);
+        ck_assert_uint_eq(got.shared_bytes + got.shared_pages, 0);
+        ck_assert_uint_gt(got.bookkeeping_bytes, 0);
+        ck_assert_uint_eq(got.total_bytes, got.code_bytes + got.scale_bytes + got.window_bytes
+                                               + got.unused_bytes + got.bookkeeping_bytes);
+        sum.sequences += got.sequences;
+        sum.tokens += got.tokens;
+        sum.pages += got.pages;
+        sum.code_bytes += got.code_bytes;
+        sum.scale_bytes += got.scale_bytes;
+        sum.window_bytes += got.window_bytes;
+        sum.unused_bytes += got.unused_bytes;
+        sum.f16_bytes += got.f16_bytes;
+        sum.next_append_bytes += got.next_append_bytes;
+        sum.bookkeeping_bytes += got.bookkeeping_bytes;
+    }
+    all = session_stats(&s);
+    ck_assert_uint_eq(all.sequences, sum.sequences);
+    ck_assert_uint_eq(all.tokens, sum.tokens);
+    ck_assert_uint_eq(all.pages, sum.pages);
+    ck_assert_uint_eq(all.code_bytes, sum.code_bytes);
+    ck_assert_uint_eq(all.scale_bytes, sum.scale_bytes);
+    ck_assert_uint_eq(all.window_bytes, sum.window_bytes);
+    ck_assert_uint_eq(all.unused_bytes, sum.unused_bytes);
+    ck_assert_uint_eq(all.f16_bytes, sum.f16_bytes);
+    ck_assert_uint_eq(all.next_append_bytes, sum.next_append_bytes);
+    ck_assert_uint_gt(all.bookkeeping_bytes, sum.bookkeeping_bytes); /* and the cache's own */
+    session_close(&s);
+}
+END_TEST
+
+/* What is shared counts once, for the sequence that sees the most of it, whichever of them is met first. */
+START_TEST(shared_tokens_count_once)
+{
+    int i;
+
+    for (i = 0; i < 2; i++) {
+        struct session s;
+        kivi_seq first, second, shorter;
+        kivi_stats before, after;
+
+        open_default(&s, 0);
+        first = session_new(&s);
+        second = session_new(&s);
+        session_append(&s, i ? first : second, 1, 250);
+        ck_assert_int_eq(kivi_seq_destroy(s.cache, i ? second : first, NULL), KIVI_OK);
+        before = session_stats(&s);
+        shorter = session_fork(&s, i ? first : second); /* in the place that was left */
+        ck_assert_int_eq(kivi_seq_truncate(s.cache, shorter, 230, NULL), KIVI_OK);
+        after = session_stats(&s);
+        ck_assert_uint_eq(after.code_bytes, before.code_bytes);
+        ck_assert_uint_eq(after.scale_bytes, before.scale_bytes);
+        ck_assert_uint_eq(after.unused_bytes, before.unused_bytes);
+        ck_assert_uint_eq(after.shared_bytes, before.window_bytes + before.code_bytes
+                                                  + before.scale_bytes + before.unused_bytes);
+        session_close(&s);
+    }
+}
+END_TEST
+
+/* The bookkeeping of a sequence is what it takes of the allocator beside pages and windows. */
+START_TEST(bookkeeping_of_a_sequence)
+{
+    struct session s;
+    kivi_stats stats = {.size = sizeof stats};
+    kivi_seq fork, seq;
+    size_t had;
+
+    open_default(&s, 0);
+    seq = session_new(&s);
+    session_append(&s, seq, 1, 1500);
+    had = atomic_load(&s.memory.bytes);
+    fork = session_fork(&s, seq);
+    ck_assert_int_eq(kivi_seq_stats(s.cache, fork, &stats, NULL), KIVI_OK);
+    ck_assert_uint_eq(atomic_load(&s.memory.bytes) - had, stats.bookkeeping_bytes);
     session_close(&s);
 }
 END_TEST
@@ -148,6 +276,7 @@ END_TEST
 START_TEST(reorder_as_beam_search_does)
 {
     struct session s;
+    kivi_config config;
     const uint32_t parents[] = {2, 2, 0, 3, 2};
     kivi_seq seqs[5], copies[5];
     size_t i;
@@ -166,6 +295,19 @@ START_TEST(reorder_as_beam_search_does)
         session_append(&s, copies[parents[i]], 7, i < 1 ? 40 : 0);
     }
     session_check_same(&s, seqs[0], &s, copies[2], "reordered, then written");
+    session_close(&s);
+
+    /* As many as there can be: it takes no place for one more. */
+    session_config(&config);
+    config.max_sequences = 2;
+    session_open(&s, &config, backend_name(_i));
+    seqs[0] = session_new(&s);
+    seqs[1] = session_new(&s);
+    session_append(&s, seqs[0], 1, 70);
+    session_append(&s, seqs[1], 2, 40);
+    ck_assert_int_eq(kivi_seq_reorder(s.cache, seqs, (const uint32_t[]){1, 0}, 2, NULL), KIVI_OK);
+    ck_assert_uint_eq(session_length(&s, seqs[0]), 40);
+    ck_assert_uint_eq(session_length(&s, seqs[1]), 70);
     session_close(&s);
 }
 END_TEST
@@ -217,6 +359,9 @@ int main(void)
 
     tcase_add_loop_test(forks, fork_shares_and_parts, 0, backend_count());
     tcase_add_test(forks, next_append_is_exact);
+    tcase_add_loop_test(forks, statistics_are_exact, 0, backend_count());
+    tcase_add_test(forks, shared_tokens_count_once);
+    tcase_add_test(forks, bookkeeping_of_a_sequence);
     tcase_add_test(forks, forks_of_a_long_prompt);
     tcase_add_loop_test(orders, reorder_as_beam_search_does, 0, backend_count());
     tcase_add_test(orders, reorder_refuses);
