@@ -145,6 +145,7 @@ START_TEST(windows_may_differ)
     struct session s, t;
     struct buffer file;
     kivi_config config;
+    kivi_error error;
     kivi_seq a, b, c;
 
     session_config(&config);
@@ -159,6 +160,10 @@ START_TEST(windows_may_differ)
     c = session_new(&t);
     session_append(&t, c, 1, 250);
     session_check_same(&t, c, &t, b, "loaded without the rollback's rows");
+    /* What the file has beyond this cache's rings is not in them: to go back further takes codes. */
+    session_ok(kivi_seq_truncate(t.cache, b, 130, &error), &error);
+    session_ok(kivi_seq_truncate(t.cache, c, 130, &error), &error);
+    session_check_same(&t, c, &t, b, "loaded without the rollback's rows, then cut");
     buffer_free(&file);
     file = saved_sequence(&t, b);
     b = loaded(&s, &file);
@@ -195,6 +200,40 @@ START_TEST(bytes_depend_on_tokens_alone)
             session_close(&s);
         }
         check_same_bytes(&files[1], &files[0], gone ? "after a truncation" : "the same tokens");
+        buffer_free(&files[0]);
+        buffer_free(&files[1]);
+    }
+}
+END_TEST
+
+/* Codes of tokens that are packed no longer stay behind in a value block: the file is that of a sequence that was
+ * never longer, as far as both have the same rows to go back by. */
+START_TEST(a_cut_sequence_saves_what_is_left)
+{
+    static const uint8_t bits[][2] = {{2, 4}, {8, 16}};
+    kivi_config config;
+    size_t i;
+
+    session_config(&config);
+    config.rollback = 64;
+    for (i = 0; i < LENGTH(bits); i++) {
+        struct buffer files[2];
+        int is_cut;
+
+        config.layer_k_bits = config.layer_v_bits = bits[i];
+        for (is_cut = 0; is_cut < 2; is_cut++) {
+            struct session s;
+            kivi_error error;
+            kivi_seq seq;
+
+            session_open(&s, &config, backend_name(_i));
+            seq = session_new(&s);
+            session_append(&s, seq, 1, is_cut ? 120 : 100);
+            session_ok(kivi_seq_truncate(s.cache, seq, 100, &error), &error);
+            files[is_cut] = saved_sequence(&s, seq);
+            session_close(&s);
+        }
+        check_same_bytes(&files[1], &files[0], "cut from 120 to 100 tokens");
         buffer_free(&files[0]);
         buffer_free(&files[1]);
     }
@@ -386,6 +425,71 @@ START_TEST(lengths_that_lie_are_found)
 }
 END_TEST
 
+/* A layer of 100 tokens as the fixture with residual 64 has it, but for the fields of one case. */
+static const struct kivi_saved_layer lies[] = {
+    {.n = 100, .k_packed = 0, .v_packed = 36},  /* a multiple of the residual is packed */
+    {.n = 100, .k_packed = 64, .v_packed = 32}, /* all but the residual is */
+    {.n = 100, .k_packed = 80, .v_packed = 36, .k_base = 16}, /* keys are packed in groups */
+    {.n = 100, .k_packed = 64, .v_packed = 36, .k_base = 64}, /* below the residual */
+    {.n = 20, .k_base = 32},                                  /* nothing was dropped to there */
+    {.n = 100, .k_packed = 64, .v_packed = 36, .k_low = 65},  /* rows that are nowhere */
+    {.n = 100, .k_packed = 64, .v_packed = 36, .v_low = 37},
+    {.n = 16448, .k_packed = 16448, .v_packed = 16384, .v_low = 64}, /* k_low is 16448 rows back */
+    {.n = 16448, .k_packed = 16448, .v_packed = 16384, .k_low = 64}, /* and so is v_low */
+    {.n = (uint64_t)1 << 52,
+     .k_packed = (uint64_t)1 << 52,
+     .v_packed = ((uint64_t)1 << 52) - 64,
+     .k_low = ((uint64_t)1 << 52) - 64,
+     .v_low = ((uint64_t)1 << 52) - 64},
+};
+
+static kivi_status load_record(const struct buffer *file, const kivi_cache *cache,
+                               struct kivi_saved_layer saved, uint64_t extra)
+{
+    struct buffer lie;
+    unsigned char record[KIVI_LAYER_BYTES];
+    kivi_seq seq = 1;
+    kivi_status status;
+
+    saved.k_bits = saved.v_bits = 2;
+    saved.payload = kivi_payload_bytes(&cache->geometry, 0, &saved) + extra;
+    kivi_format_layer(&saved, record);
+    buffer_init(&lie);
+    buffer_write(&lie, file->data, RECORD);
+    buffer_write(&lie, record, sizeof record);
+    status = kivi_seq_load((kivi_cache *)cache, buffer_read, &lie, &seq, NULL);
+    ck_assert_uint_eq(seq, 0);
+    buffer_free(&lie);
+    return status;
+}
+
+/* Lengths that fit the payload, but cannot be: refused before the payload is looked at, of which there is none. */
+START_TEST(lengths_that_cannot_be_are_found)
+{
+    const struct kivi_saved_layer true_one = {.n = 100, .k_packed = 64, .v_packed = 36};
+    const struct kivi_saved_layer dropped = {
+        .n = 100, .k_packed = 96, .v_packed = 36, .k_base = 32};
+    struct buffer file;
+    kivi_cache *cache;
+    kivi_seq seq;
+    size_t i;
+
+    fixture_init(&fixture, NULL);
+    fixture.config.residual_length = 64;
+    ck_assert_int_eq(kivi_cache_create(&fixture.config, &cache, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_create(cache, &seq, NULL), KIVI_OK);
+    buffer_init(&file);
+    ck_assert_int_eq(kivi_seq_save(cache, seq, buffer_write, &file, NULL), KIVI_OK);
+    ck_assert_int_eq(load_record(&file, cache, true_one, 0), KIVI_ERROR_IO);
+    ck_assert_int_eq(load_record(&file, cache, dropped, 0), KIVI_ERROR_IO);
+    ck_assert_int_eq(load_record(&file, cache, true_one, 64), KIVI_ERROR_FORMAT);
+    for (i = 0; i < LENGTH(lies); i++)
+        ck_assert_msg(load_record(&file, cache, lies[i], 0) == KIVI_ERROR_FORMAT, "lie %zu", i);
+    buffer_free(&file);
+    kivi_cache_destroy(cache);
+}
+END_TEST
+
 /* Bytes of a payload, from its end, that are f16 rows. */
 static uint64_t row_bytes(const unsigned char *record)
 {
@@ -445,6 +549,84 @@ START_TEST(numbers_beyond_f16_are_found)
     snapshot_check(&before, &fixture, "numbers beyond f16");
     buffer_free(&file);
     fixture_close(&fixture);
+}
+END_TEST
+
+/* A scale is not negative, a minimum not infinite, and the largest code no more than a rounding beyond f16. */
+START_TEST(scales_and_minima)
+{
+    static const struct {
+        uint16_t scale, minimum;
+        kivi_status expected;
+    } cases[] = {
+        {0x0000, 0x0000, KIVI_OK},           {0x7bff, 0xfbff, KIVI_ERROR_FORMAT},
+        {0xbc00, 0x0000, KIVI_ERROR_FORMAT}, /* -1 */
+        {0x7c00, 0x0000, KIVI_ERROR_FORMAT}, {0x7e00, 0x0000, KIVI_ERROR_FORMAT},
+        {0x3c00, 0x7c00, KIVI_ERROR_FORMAT}, {0x3c00, 0xfc00, KIVI_ERROR_FORMAT},
+        {0x3c00, 0x7e00, KIVI_ERROR_FORMAT}, {0x7955, 0xfbff, KIVI_OK}, /* 43680: 65536 */
+        {0x5000, 0x7bff, KIVI_OK},                                      /* 32: 65600 */
+        {0x5001, 0x7bff, KIVI_ERROR_FORMAT},
+    };
+    struct buffer file = saved_fixture();
+    const uint64_t payload = kivi_get64(file.data + RECORD + 56);
+    const struct kivi_layout *l = &fixture.cache->geometry.layers[0].k;
+    unsigned char *scale = file.data + PAYLOAD + l->code_bytes; /* of a key block */
+    unsigned char *minimum = scale + l->scale_bytes;
+    size_t i;
+
+    for (i = 0; i < LENGTH(cases); i++) {
+        kivi_status status;
+        kivi_seq seq;
+
+        scale[0] = (unsigned char)cases[i].scale;
+        scale[1] = (unsigned char)(cases[i].scale >> 8);
+        minimum[0] = (unsigned char)cases[i].minimum;
+        minimum[1] = (unsigned char)(cases[i].minimum >> 8);
+        put_checksum(&file, PAYLOAD, PAYLOAD + (size_t)payload);
+        file.at = 0;
+        status = kivi_seq_load(fixture.cache, buffer_read, &file, &seq, NULL);
+        ck_assert_msg(status == cases[i].expected, "scale 0x%04x, minimum 0x%04x: %s",
+                      cases[i].scale, cases[i].minimum, kivi_status_string(status));
+        if (status == KIVI_OK)
+            ck_assert_int_eq(kivi_seq_destroy(fixture.cache, seq, NULL), KIVI_OK);
+    }
+    buffer_free(&file);
+    fixture_close(&fixture);
+}
+END_TEST
+
+/* At 16 bits packed numbers are rows, of which each is looked at. */
+START_TEST(packed_rows_are_finite)
+{
+    struct session s;
+    struct buffer file;
+    kivi_config config;
+    kivi_seq seq;
+    uint64_t payload, i;
+
+    session_config(&config);
+    config.n_layers = 1;
+    config.layer_k_bits = config.layer_v_bits = NULL;
+    config.k_bits = config.v_bits = 16;
+    session_open(&s, &config, backend_name(0));
+    seq = session_new(&s);
+    session_append(&s, seq, 1, 100);
+    file = saved_sequence(&s, seq);
+    payload = kivi_get64(file.data + RECORD + 56);
+    for (i = 0; i < payload; i += 2 * stride()) {
+        unsigned char *half = file.data + PAYLOAD + i;
+        const unsigned char was[] = {half[0], half[1]};
+
+        half[0] = 0x00;
+        half[1] = i % 4 ? 0x7c : 0xfc;
+        put_checksum(&file, PAYLOAD, PAYLOAD + (size_t)payload);
+        file.at = 0;
+        ck_assert_msg(kivi_seq_load(s.cache, buffer_read, &file, &seq, NULL) == KIVI_ERROR_FORMAT,
+                      "an infinity at byte %llu", (unsigned long long)i);
+        memcpy(half, was, sizeof was);
+    }
+    buffer_free(&file);
+    session_close(&s);
 }
 END_TEST
 
@@ -564,13 +746,17 @@ int main(void)
     tcase_add_loop_test(trips, round_trips, 0, backend_count());
     tcase_add_loop_test(trips, windows_may_differ, 0, backend_count());
     tcase_add_loop_test(trips, bytes_depend_on_tokens_alone, 0, backend_count());
+    tcase_add_loop_test(trips, a_cut_sequence_saves_what_is_left, 0, backend_count());
     tcase_add_loop_test(trips, whole_caches, 0, backend_count());
     tcase_add_loop_test(trips, version_1_is_pinned, 0, backend_count());
     tcase_add_test(damage, every_damaged_byte_is_found);
     tcase_add_test(damage, every_truncation_is_found);
     tcase_add_test(damage, headers_that_lie_are_found);
     tcase_add_test(damage, lengths_that_lie_are_found);
+    tcase_add_test(damage, lengths_that_cannot_be_are_found);
     tcase_add_loop_test(damage, numbers_beyond_f16_are_found, 0, 2);
+    tcase_add_test(damage, scales_and_minima);
+    tcase_add_test(damage, packed_rows_are_finite);
     tcase_add_test(damage, write_failures_are_reported);
     tcase_set_timeout(trips, 0);
     tcase_set_timeout(damage, 0);
