@@ -454,6 +454,46 @@ START_TEST(one_rotation)
 }
 END_TEST
 
+/* Turned, the largest numbers of f16 are beyond it by up to sqrt(2): they stay the largest, in either direction. */
+START_TEST(largest_keys_turn)
+{
+    struct session s;
+    kivi_config config;
+    struct contents held;
+    kivi_seq seq;
+    float *rows;
+    uint64_t i, n_largest[2] = {0, 0};
+    const uint64_t n = 200, size = n * 2 * DIM;
+
+    drop_config(&config, 2);
+    config.n_sink = 32;
+    session_open(&s, &config, backend_name(_i));
+    rows = malloc(size * sizeof *rows);
+    ck_assert_ptr_nonnull(rows);
+    for (i = 0; i < size; i++)
+        rows[i] = i / DIM % 4 < 2 ? 65504 : -65504;
+    seq = session_new(&s);
+    ck_assert_int_eq(kivi_append(s.cache, 0, seq, n, (kivi_in){rows, KIVI_F32, 0, 0},
+                                 (kivi_in){rows, KIVI_F32, 0, 0}, NULL),
+                     KIVI_OK);
+    ck_assert_int_eq(kivi_seq_drop(s.cache, seq, 32, 64, &rope, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_drop(s.cache, seq, 32, 64, &first_rope, NULL), KIVI_OK);
+    contents_read(&held, &s.config, s.cache, seq, 0);
+    for (i = 0; i < held.n * 2 * DIM; i++) {
+        const double x = number_from_f16(held.k_row[i]);
+
+        if (!contents_k_is_full(&held, i / (2 * DIM)))
+            continue;
+        ck_assert_double_le(fabs(x), 65504);
+        n_largest[x < 0] += fabs(x) >= 65504;
+    }
+    ck_assert(n_largest[0] > 0 && n_largest[1] > 0);
+    contents_free(&held);
+    free(rows);
+    session_close(&s);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("drop");
@@ -466,6 +506,7 @@ int main(void)
     tcase_add_loop_test(drop, the_newest_tokens_stay, 0, backend_count());
     tcase_add_loop_test(drop, others_work_meanwhile, 0, backend_count());
     tcase_add_loop_test(drop, one_rotation, 0, backend_count());
+    tcase_add_loop_test(drop, largest_keys_turn, 0, backend_count());
     tcase_add_test(drop, rotation_is_within_its_bound);
     tcase_set_timeout(drop, 0);
     suite_add_tcase(suite, drop);

@@ -489,10 +489,81 @@ START_TEST(where_exact_cuts_begin)
 }
 END_TEST
 
+/* The largest numbers of f16 take codes that stand for a little more: as rows again they are the largest, not infinite. */
+START_TEST(largest_numbers_come_back)
+{
+    const uint64_t n = 200;
+    struct session s;
+    struct contents held;
+    uint32_t layer;
+    uint64_t i, size;
+    float *rows;
+    kivi_seq seq;
+
+    open_default(&s, _i);
+    seq = session_new(&s);
+    size = n * s.config.n_kv_heads * 40;
+    rows = malloc(size * sizeof *rows);
+    ck_assert_ptr_nonnull(rows);
+    for (i = 0; i < size; i++) /* both signs in every group of tokens and of channels */
+        rows[i] = (i + i / 40) % 2 ? 65504 : -65504;
+    for (layer = 0; layer < s.config.n_layers; layer++)
+        ck_assert_int_eq(kivi_append(s.cache, layer, seq, n, (kivi_in){rows, KIVI_F32, 0, 0},
+                                     (kivi_in){rows, KIVI_F32, 0, 0}, NULL),
+                         KIVI_OK);
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, seq, 50, NULL), KIVI_OK);
+    for (layer = 0; layer < s.config.n_layers; layer++) {
+        contents_read(&held, &s.config, s.cache, seq, layer);
+        ck_assert_uint_eq(held.k_packed + held.v_packed, 0);
+        for (i = 0; i < 50 * s.config.n_kv_heads * s.config.k_dim; i++)
+            ck_assert_double_le(fabs(number_from_f16(held.k_row[i])), 65504);
+        for (i = 0; i < 50 * s.config.n_kv_heads * s.config.v_dim; i++)
+            ck_assert_double_le(fabs(number_from_f16(held.v_row[i])), 65504);
+        contents_free(&held);
+    }
+    free(rows);
+    session_close(&s);
+}
+END_TEST
+
+/* A dropped range has moved the keys' residual: a cut to where it begins is inside it, and takes no memory; one below
+ * that makes it begin at 0 again, and the sequence is as good as any. */
+START_TEST(where_a_dropped_range_moved_the_residual)
+{
+    struct session s;
+    struct buffer file;
+    kivi_error error;
+    kivi_seq seq, copy;
+
+    open_default(&s, _i);
+    seq = session_new(&s);
+    session_append(&s, seq, 1, 200);
+    ck_assert_int_eq(kivi_seq_drop(s.cache, seq, 0, 32, NULL, NULL), KIVI_OK);
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, seq, 32, NULL), KIVI_OK);
+    copy = session_fork(&s, seq);
+    session_append(&s, seq, 2, 60); /* keys are packed at 96 */
+    memory_fail(&s.memory, 1, 1);
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, seq, 32, NULL), KIVI_OK);
+    memory_fail(&s.memory, 0, 0);
+    session_check_same(&s, seq, &s, copy, "cut to where the residual begins");
+
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, seq, 31, NULL), KIVI_OK);
+    buffer_init(&file);
+    session_ok(kivi_seq_save(s.cache, seq, buffer_write, &file, &error), &error);
+    session_ok(kivi_seq_load(s.cache, buffer_read, &file, &copy, &error), &error);
+    buffer_free(&file);
+    session_append(&s, seq, 3, 100);
+    session_append(&s, copy, 3, 100);
+    session_check_same(&s, seq, &s, copy, "cut below it, saved and loaded");
+    session_close(&s);
+}
+END_TEST
+
 /* Layers of different lengths: each is cut where it is longer. */
 START_TEST(layers_of_different_lengths)
 {
     struct session s;
+    kivi_stats before;
     kivi_seq a, b;
 
     open_default(&s, _i);
@@ -506,6 +577,12 @@ START_TEST(layers_of_different_lengths)
     session_check_same(&s, a, &s, b, "layers of 195 and 100 tokens");
     ck_assert_int_eq(kivi_seq_truncate(s.cache, a, UINT64_MAX, NULL), KIVI_OK);
     session_check_same(&s, a, &s, b, "truncated to more than there is");
+    /* Nothing comes back in the layer that is not cut: its window stays shared. */
+    ck_assert_int_eq(kivi_seq_destroy(s.cache, b, NULL), KIVI_OK);
+    b = session_fork(&s, a);
+    before = session_stats(&s);
+    ck_assert_int_eq(kivi_seq_truncate(s.cache, b, 100, NULL), KIVI_OK);
+    ck_assert_uint_eq(session_stats(&s).window_bytes, before.window_bytes / 2 * 3);
     session_close(&s);
 }
 END_TEST
@@ -588,6 +665,8 @@ int main(void)
     tcase_add_test(cuts, repeated_truncation_is_bounded);
     tcase_add_loop_test(cuts, what_is_not_quantized_stays_exact, 0, backend_count());
     tcase_add_loop_test(cuts, where_exact_cuts_begin, 0, backend_count());
+    tcase_add_loop_test(cuts, largest_numbers_come_back, 0, backend_count());
+    tcase_add_loop_test(cuts, where_a_dropped_range_moved_the_residual, 0, backend_count());
     tcase_add_loop_test(cuts, layers_of_different_lengths, 0, backend_count());
     tcase_add_loop_test(cuts, exact_truncation_needs_no_memory, 0, backend_count());
     tcase_add_loop_test(cuts, truncation_under_a_full_budget, 0, backend_count());
