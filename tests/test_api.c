@@ -105,6 +105,7 @@ static const struct mistake config_mistakes[] = {
     CONFIG_MISTAKE(page_tokens, 0),
     CONFIG_MISTAKE(page_tokens, 64),
     CONFIG_MISTAKE(page_tokens, 129),
+    CONFIG_MISTAKE(page_tokens, 65536 + 128),
     CONFIG_MISTAKE(page_tokens, UINT32_MAX),
     CONFIG_MISTAKE(n_threads, UINT32_MAX),
     CONFIG_MISTAKE(memory, 2),
@@ -166,6 +167,7 @@ START_TEST(defaults)
               && config.residual_length == 128);
     ck_assert(config.n_sink == 0 && config.rollback == 0 && config.capacity == 0
               && config.memory_budget == 0 && config.backend == NULL);
+    ck_assert(config.max_sequences == 64 && config.page_tokens == 256);
     memset(&attention, 0xff, sizeof attention);
     kivi_attention_init(&attention);
     ck_assert_uint_eq(attention.size, sizeof attention);
@@ -280,7 +282,8 @@ START_TEST(too_many_queries)
         uint32_t heads;
         uint64_t n_q;
     } cases[] = {{65536, 65536},           {65536, 65535},      {65536, (1u << 14) + 1},
-                 {4, ((uint64_t)1 << 30)}, {1, (1u << 30) + 1}, {1, UINT32_MAX}};
+                 {4, ((uint64_t)1 << 30)}, {1, (1u << 30) + 1}, {1, UINT32_MAX},
+                 {4, ((uint64_t)1 << 62)}};
     kivi_error error;
     size_t i;
 
@@ -288,7 +291,8 @@ START_TEST(too_many_queries)
         kivi_config config = fixture.config;
         kivi_item item = {.n_q = cases[i].n_q,
                           .q = {numbers, KIVI_F32, 0, 8}, /* every token has the same queries */
-                          .out = {numbers, KIVI_F32, 0, 8}};
+                          .out = {numbers, KIVI_F32, 0, 8},
+                          .q_end = UINT64_MAX}; /* so that nothing else is wrong */
         kivi_cache *cache;
 
         config.n_q_heads = cases[i].heads;
@@ -366,7 +370,9 @@ START_TEST(calls)
     kivi_work_part(NULL, 0, 0);
     kivi_work_cancel(NULL);
 
-    /* Nothing to do is no mistake. */
+    /* As many parts as there may be are none, nor is nothing to do. */
+    ck_assert_int_eq(kivi_work_begin(f->cache, 0, &item, 1, NULL, 1024, &work, NULL), KIVI_OK);
+    kivi_work_cancel(work);
     ck_assert_int_eq(kivi_run(f->cache, 0, NULL, 0, NULL, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_append(f->cache, 0, f->seq, 0, item.k, item.v, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_forward(f->cache, 0, f->seq, 0, NULL, NULL, NULL, NULL, NULL, NULL),
@@ -424,6 +430,36 @@ START_TEST(parts_not_run)
 }
 END_TEST
 
+/* Each part of each phase is run, but one before its phase (0), or all in order, but one again (1): it does nothing, and
+ * the call is refused. */
+START_TEST(parts_not_due)
+{
+    struct fixture *f = &fixture;
+    const kivi_item item = fixture_item(f, f->seq, 700);
+    struct snapshot before = snapshot_take(f, &f->seq, 1);
+    kivi_error error;
+    kivi_work *work;
+    uint32_t n_phases, n_parts, phase, part;
+
+    ck_assert_int_eq(kivi_work_begin(f->cache, 0, &item, 1, NULL, 3, &work, NULL), KIVI_OK);
+    n_phases = kivi_work_phases(work);
+    n_parts = kivi_work_parts(work);
+    ck_assert(n_phases > 1 && n_parts > 1);
+    kivi_work_part(work, 0, 0);
+    if (_i == 0)
+        kivi_work_part(work, 1, 0);
+    for (phase = 0; phase < n_phases; phase++)
+        for (part = phase == 0; part < n_parts; part++)
+            if (_i == 1 || phase != 1 || part != 0)
+                kivi_work_part(work, phase, part);
+    if (_i == 1)
+        kivi_work_part(work, n_phases - 1, n_parts - 1);
+    ck_assert_int_eq(kivi_work_end(work, &error), KIVI_ERROR_ARGUMENT);
+    ck_assert_msg(strstr(error.message, "more than once"), "%s", error.message);
+    snapshot_check(&before, f, "parts that were not due");
+}
+END_TEST
+
 /* Queries end with the sequence unless told otherwise. Any position at or above the length sees every
  * token, up to the last number there is. */
 START_TEST(where_queries_end)
@@ -432,6 +468,7 @@ START_TEST(where_queries_end)
     const uint64_t ends[] = {93, 1000, (uint64_t)1 << 32, UINT64_MAX - 1, UINT64_MAX};
     const size_t n = (size_t)2 * FIXTURE_Q_HEADS * FIXTURE_V_DIM;
     float expected[2 * FIXTURE_Q_HEADS * FIXTURE_V_DIM];
+    kivi_attention attention;
     kivi_item item = fixture_item(f, f->seq, 0);
     size_t i;
 
@@ -453,6 +490,11 @@ START_TEST(where_queries_end)
         ck_assert_msg(memcmp(f->out, expected, n * sizeof *expected) == 0, "q_end %llu",
                       (unsigned long long)ends[i]);
     }
+    /* Above 2^62 it counts as 2^62, also to a window. */
+    kivi_attention_init(&attention);
+    attention.window = ((uint64_t)1 << 62) + 2;
+    ck_assert_int_eq(kivi_run(f->cache, 0, &item, 1, &attention, NULL), KIVI_OK);
+    ck_assert(memcmp(f->out, expected, n * sizeof *expected) == 0);
 }
 END_TEST
 
@@ -510,7 +552,10 @@ START_TEST(sequences)
     REFUSED(ARGUMENT, kivi_seq_stats(f->cache, f->seq, NULL, error));
     REFUSED(ARGUMENT, kivi_seq_stats(f->cache, f->seq, &wrong, error));
     REFUSED(SEQUENCE, kivi_seq_stats(f->cache, f->stale, &stats, error));
+    seq = 77;
     REFUSED(ARGUMENT, kivi_seq_fork(NULL, f->seq, &seq, error));
+    ck_assert_uint_eq(seq, 0);
+    seq = 77;
     REFUSED(ARGUMENT, kivi_seq_fork(f->cache, f->seq, NULL, error));
     REFUSED(SEQUENCE, kivi_seq_fork(f->cache, f->stale, &seq, error));
     ck_assert_uint_eq(seq, 0);
@@ -660,6 +705,8 @@ START_TEST(describe)
     ck_assert_uint_gt(length, 0);
     ck_assert_uint_eq(strlen(whole), length);
     ck_assert_ptr_nonnull(strstr(whole, backend_name(0)));
+    /* Of two layers and kv heads, padded to 32 keys and 48 values in 2 groups, at 2 bits; docs/layout.md. */
+    ck_assert_ptr_nonnull(strstr(whole, " 128.0 bytes a packed token (f16: 512.0)"));
     ck_assert_uint_eq(kivi_describe(fixture.cache, NULL, 0), length);
     for (room = 1; room <= length + 1; room++) {
         memset(part, 'x', sizeof part);
@@ -769,6 +816,7 @@ int main(void)
     tcase_add_test(arguments, calls);
     tcase_add_test(arguments, parts_out_of_range);
     tcase_add_loop_test(arguments, parts_not_run, 0, 2);
+    tcase_add_loop_test(arguments, parts_not_due, 0, 2);
     tcase_add_test(arguments, where_queries_end);
     tcase_add_test(arguments, sequences);
     tcase_add_test(arguments, rotary_embedding);
