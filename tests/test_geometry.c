@@ -87,6 +87,33 @@ START_TEST(pages_and_windows)
 }
 END_TEST
 
+/* A page is as large for every layer: one of fewer bits has more tokens to it, as many as fit. */
+START_TEST(pages_of_mixed_layers)
+{
+    static const uint8_t k_bits[] = {16, 2, 4, 8}, v_bits[] = {16, 2, 2, 16};
+    struct kivi_layer_geometry layers[4];
+    struct kivi_geometry g;
+    kivi_config config = widest(2, 32);
+    kivi_error error;
+    uint32_t i;
+
+    config.n_layers = 4;
+    config.layer_k_bits = k_bits;
+    config.layer_v_bits = v_bits;
+    ck_assert_int_eq(kivi_geometry_init(&g, &config, layers, &error), KIVI_OK);
+    for (i = 0; i < 4; i++) {
+        const long double token =
+            HEADS * 512.0L * (bytes_per_number(k_bits[i], 32) + bytes_per_number(v_bits[i], 32));
+        const uint32_t tokens = layers[i].page_tokens;
+
+        ck_assert(tokens >= config.page_tokens && tokens % 128 == 0);
+        ck_assert_msg((long double)g.page_bytes >= token * tokens
+                          && (long double)g.page_bytes < token * (tokens + 128),
+                      "layer %u: %u tokens in a page of %zu bytes", i, tokens, g.page_bytes);
+    }
+}
+END_TEST
+
 START_TEST(files_of_many_tokens)
 {
     static const uint32_t all_bits[] = {2, 4, 8, 16};
@@ -119,6 +146,7 @@ int main(void)
 
     tcase_add_test(limits, spans_of_many_tokens);
     tcase_add_test(limits, pages_and_windows);
+    tcase_add_test(limits, pages_of_mixed_layers);
     tcase_add_test(limits, files_of_many_tokens);
     suite_add_tcase(suite, limits);
     return test_main(suite);

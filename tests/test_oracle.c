@@ -242,6 +242,41 @@ START_TEST(kinds_of_tokens)
 }
 END_TEST
 
+/* More sinks than tokens go together: some such tokens are nothing but sinks, others end within. */
+START_TEST(many_sinks)
+{
+    static const uint32_t sinks[] = {256, 300, 600}, bits[] = {2, 4, 16};
+    struct rng rng = {test_seed(0x51c5) + (uint64_t)_i};
+    kivi_config config = plain_config(8, 2, 64, bits[_i]);
+
+    config.n_sink = sinks[_i];
+    reset_worst();
+    check_data(&config, &fill_ordinary, rng_next(&rng), 1000, 8);
+    print_worst("many sinks");
+}
+END_TEST
+
+/* Any cap above 0 is one, however flat it makes the weights. */
+START_TEST(small_softcap)
+{
+    const struct model_item first = {0, 300, 3, 0};
+    const kivi_config config = plain_config(4, 2, 64, 4);
+    kivi_attention attention;
+    struct model m;
+
+    reset_worst();
+    kivi_attention_init(&attention);
+    attention.softcap = 0.3f;
+    attention.precision = _i ? KIVI_PRECISE : KIVI_STANDARD;
+    model_open(&m, "a small softcap", &config, 1, &fill_ordinary, test_seed(0xca9));
+    model_call(&m, 0, &first, 1, &attention, 0);
+    model_call(&m, 0, &(struct model_item){0, 1, 1, 0}, 1, &attention, 0);
+    model_check(&m, worst);
+    model_close(&m);
+    print_worst("a small softcap");
+}
+END_TEST
+
 /* What is done to a weight in every 32 must not be the same each time. */
 START_TEST(repeating_weights)
 {
@@ -537,9 +572,14 @@ static void run_parts(kivi_cache *cache, const kivi_item *item, uint32_t n_parts
 
 #if defined(__GNUC__) && !defined(_WIN32)
 extern int omp_get_max_threads(void) __attribute__((weak));
+extern void omp_set_num_threads(int n) __attribute__((weak));
 #define HAVE_TEAM (omp_get_max_threads != NULL)
+#define SET_TEAM(n) omp_set_num_threads(n)
+#define TEAM omp_get_max_threads()
 #else
 #define HAVE_TEAM 0
+#define SET_TEAM(n) (void)(n)
+#define TEAM 1
 #endif
 
 /* kivi_run, and the host's parts in any order, give the same bits for the same number of parts. */
@@ -578,6 +618,29 @@ START_TEST(parts_are_reproducible)
         kivi_cache_destroy(cache);
         free_arrays(&arrays);
     }
+}
+END_TEST
+
+/* A machine, or a user, may have more threads than a call has parts. */
+START_TEST(more_threads_than_parts)
+{
+    kivi_config config = plain_config(4, 2, 64, 2);
+    const int n_threads = HAVE_TEAM ? TEAM : 1;
+    const float row[4 * 64] = {1};
+    float out[4 * 64];
+    kivi_cache *cache;
+    kivi_error error;
+
+    config.n_threads = 0;
+    cache = open_cache(&config);
+    if (HAVE_TEAM)
+        SET_TEAM(2000);
+    ck_assert_msg(kivi_forward(cache, 0, new_seq(cache), 1, row, row, row, out, NULL, &error)
+                      == KIVI_OK,
+                  "%s", error.message);
+    if (HAVE_TEAM)
+        SET_TEAM(n_threads);
+    kivi_cache_destroy(cache);
 }
 END_TEST
 
@@ -728,6 +791,8 @@ int main(void)
     tcase_add_test(bounds, any_combination);
     tcase_add_loop_test(bounds, adversarial_data, 0, (int)n_fill_adversarial);
     tcase_add_loop_test(bounds, kinds_of_tokens, 0, 4);
+    tcase_add_loop_test(bounds, many_sinks, 0, 3);
+    tcase_add_loop_test(bounds, small_softcap, 0, 2);
     tcase_add_test(bounds, repeating_weights);
     tcase_add_loop_test(bounds, alike_queries, 0,
                         (int)(sizeof seeds_of_alike / sizeof *seeds_of_alike));
@@ -736,6 +801,7 @@ int main(void)
     tcase_add_loop_test(many, many_queries, 0, 1 + (int)n_fill_adversarial);
     tcase_add_loop_test(bits, chunks_do_not_matter, 0, backend_count());
     tcase_add_loop_test(bits, parts_are_reproducible, 0, backend_count());
+    tcase_add_test(bits, more_threads_than_parts);
     tcase_add_loop_test(merge, merge_of_disjoint_tokens, 0, backend_count());
     tcase_add_test(merge, merge_with_nothing);
     tcase_set_timeout(bounds, 0);
