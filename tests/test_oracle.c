@@ -644,12 +644,14 @@ START_TEST(more_threads_than_parts)
 }
 END_TEST
 
-/* Every rounding of a sum of equal numbers goes the same way: the worst that can happen to a long one. */
+/* Every rounding of a sum of equal numbers goes the same way: the worst that can happen to a long one. A few tokens of a
+ * larger score make the weights of the others numbers of all 24 bits, without which nothing would be rounded. */
 START_TEST(long_sums)
 {
     static const uint32_t bits[] = {16, 2};
-    const uint64_t n = 5000, calls = 20;
-    const float value = 1 + 0x1p-10f;
+    const uint64_t n = 5000, calls = 64;
+    const float value = 1 + 0x1p-10f, score = 1.125f;
+    const double weights = (double)calls * (1 + (double)(n - 1) * exp(-score));
     uint32_t i;
 
     for (i = 0; i < 2; i++) {
@@ -668,13 +670,14 @@ START_TEST(long_sums)
         config.backend = backend_name(_i);
         kivi_attention_init(&attention);
         attention.precision = KIVI_PRECISE;
+        attention.scale = 1;
         for (c = 0; c < 64; c++) {
             for (t = 0; t < n; t++) {
-                tensor_set(&a.k, t, 0, c, 0);
+                tensor_set(&a.k, t, 0, c, t == 0 && c == 0 ? score : 0);
                 tensor_set(&a.v, t, 0, c, value);
             }
             for (t = 0; t < 4; t++)
-                tensor_set(&a.q, 0, (uint32_t)t, c, 0);
+                tensor_set(&a.q, 0, (uint32_t)t, c, c == 0);
         }
         cache = open_cache(&config);
         item = attend_item(new_seq(cache), &a, out, lse);
@@ -686,7 +689,7 @@ START_TEST(long_sums)
         for (c = 0; c < 4 * 64; c++)
             worst_out = fmaxf(worst_out, fabsf(out[c] / value - 1));
         for (c = 0; c < 4; c++)
-            worst_lse = fmaxf(worst_lse, fabsf(lse[c] - logf((float)(n * calls))));
+            worst_lse = fmaxf(worst_lse, fabsf(lse[c] - score - (float)log(weights)));
         ck_assert_msg(worst_out <= 1e-5f && worst_lse <= 1e-5f,
                       "%s, %u bits: off by %g, and the log-sum-exp by %g", backend_name(_i),
                       bits[i], (double)worst_out, (double)worst_lse);
@@ -695,6 +698,53 @@ START_TEST(long_sums)
         free(out);
         free(lse);
     }
+}
+END_TEST
+
+/* Rows that go together, of which some see nothing of the tokens that do: those come before the row's window, or after
+ * the row. They are nothing to it, however low all of its scores are. */
+START_TEST(rows_that_see_nothing)
+{
+    static const uint64_t windows[] = {8, 0};
+    const uint64_t n = 295, n_q = 60; /* the chunk at 256 begins among rows that go together */
+    kivi_config config = plain_config(4, 2, 40, 2);
+    struct arrays a = {tensor_dense(KIVI_F16, n, 2, 40), tensor_dense(KIVI_F16, n, 2, 40),
+                       tensor_dense(KIVI_F16, n_q, 4, 40)};
+    float *out = floats((size_t)n_q * 4 * 40), *lse = floats((size_t)n_q * 4);
+    kivi_attention attention;
+    kivi_cache *cache;
+    kivi_item item;
+    size_t i, w;
+
+    for (i = 0; i < n * 2 * 40; i++) {
+        tensor_set(&a.k, i / 80, (uint32_t)(i / 40 % 2), (uint32_t)(i % 40), i % 40 == 0 ? 20 : 0);
+        tensor_set(&a.v, i / 80, (uint32_t)(i / 40 % 2), (uint32_t)(i % 40), 1.5);
+    }
+    for (i = 0; i < n_q * 4 * 40; i++)
+        tensor_set(&a.q, i / 160, (uint32_t)(i / 40 % 4), (uint32_t)(i % 40), -20);
+    kivi_attention_init(&attention);
+    attention.scale = 1;
+    config.backend = backend_name(_i);
+    cache = open_cache(&config);
+    item = attend_item(new_seq(cache), &a, out, lse);
+    ck_assert_int_eq(
+        kivi_append(cache, 0, item.seq, n, tensor_in(&a.k, 0), tensor_in(&a.v, 0), NULL), KIVI_OK);
+    for (w = 0; w < sizeof windows / sizeof *windows; w++) {
+        attention.window = windows[w];
+        ck_assert_int_eq(kivi_run(cache, 0, &item, 1, &attention, NULL), KIVI_OK);
+        for (i = 0; i < n_q * 4 * 40; i++)
+            ck_assert_msg(fabsf(out[i] - 1.5f) <= 1e-5f, "query %zu: %g", i / 160, (double)out[i]);
+        for (i = 0; i < n_q * 4; i++) {
+            const uint64_t seen = windows[w] ? windows[w] : n - n_q + i / 4 + 1;
+
+            ck_assert_msg(fabsf(lse[i] + 400 - logf((float)seen)) <= 1e-3f, "query %zu: %g", i / 4,
+                          (double)lse[i]);
+        }
+    }
+    kivi_cache_destroy(cache);
+    free_arrays(&a);
+    free(out);
+    free(lse);
 }
 END_TEST
 
@@ -798,6 +848,7 @@ int main(void)
                         (int)(sizeof seeds_of_alike / sizeof *seeds_of_alike));
     tcase_add_test(bounds, split_over_tokens);
     tcase_add_loop_test(bounds, long_sums, 0, backend_count());
+    tcase_add_loop_test(bounds, rows_that_see_nothing, 0, backend_count());
     tcase_add_loop_test(many, many_queries, 0, 1 + (int)n_fill_adversarial);
     tcase_add_loop_test(bits, chunks_do_not_matter, 0, backend_count());
     tcase_add_loop_test(bits, parts_are_reproducible, 0, backend_count());
