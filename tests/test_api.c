@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "support/buffer.h"
 #include "support/fixture.h"
 #include "support/mistake.h"
 #include "support/suite.h"
@@ -54,6 +55,17 @@ static void check_refusal(const char *what, kivi_status expected, kivi_status go
         check_refusal(#call, KIVI_ERROR_##expected_status, call, error);                           \
         error = NULL;                                                                              \
         check_refusal(#call, KIVI_ERROR_##expected_status, call, error);                           \
+    } while (0)
+
+/* Evaluates the call, which passes `error` and does as it should: the detail says so. */
+#define ACCEPTED(call)                                                                             \
+    do {                                                                                           \
+        kivi_error detail, *error = &detail;                                                       \
+        memset(&detail, 'x', sizeof detail);                                                       \
+        ck_assert_msg((call) == KIVI_OK, "%s: %s", #call, detail.message);                         \
+        ck_assert_msg(detail.status == KIVI_OK && detail.item == SIZE_MAX                          \
+                          && detail.message[0] == '\0',                                            \
+                      "%s: the detail is of an error", #call);                                     \
     } while (0)
 
 /* ----------------------------------------------------- configurations */
@@ -378,6 +390,58 @@ START_TEST(calls)
     ck_assert_int_eq(kivi_forward(f->cache, 0, f->seq, 0, NULL, NULL, NULL, NULL, NULL, NULL),
                      KIVI_OK);
     snapshot_check(&before, f, "mistaken calls");
+}
+END_TEST
+
+/* A call that succeeds says so in *error, whatever was there. */
+START_TEST(success_is_told)
+{
+    struct fixture *f = &fixture;
+    const kivi_item item = fixture_item(f, f->seq, 2);
+    const uint32_t parents[] = {1, 0};
+    kivi_seq seqs[2] = {f->seq, f->other}, olds[2], news[2], seq;
+    kivi_stats stats = {.size = sizeof stats};
+    kivi_backend_info info;
+    struct buffer file;
+    kivi_cache *cache;
+    kivi_work *work;
+    uint32_t phase;
+    uint64_t n;
+    size_t n_seqs;
+
+    ACCEPTED(kivi_cache_create(&f->config, &cache, error));
+    kivi_cache_destroy(cache);
+    ACCEPTED(kivi_run(f->cache, 0, &item, 1, NULL, error));
+    ACCEPTED(kivi_forward(f->cache, 0, f->seq, 1, f->k, f->v, f->q, f->out, NULL, error));
+    ACCEPTED(kivi_append(f->cache, 0, f->seq, 1, item.k, item.v, error));
+    ACCEPTED(kivi_attend(f->cache, 0, f->seq, 1, item.q, item.out, NULL, error));
+    ACCEPTED(kivi_work_begin(f->cache, 0, &item, 1, NULL, 1, &work, error));
+    for (phase = 0; phase < kivi_work_phases(work); phase++)
+        kivi_work_part(work, phase, 0);
+    ACCEPTED(kivi_work_end(work, error));
+    ACCEPTED(kivi_cache_stats(f->cache, &stats, error));
+    ACCEPTED(kivi_seq_stats(f->cache, f->seq, &stats, error));
+    ACCEPTED(kivi_seq_length(f->cache, f->seq, 0, &n, error));
+    ACCEPTED(kivi_seq_create(f->cache, &seq, error));
+    ACCEPTED(kivi_seq_destroy(f->cache, seq, error));
+    ACCEPTED(kivi_seq_fork(f->cache, f->seq, &seq, error));
+    ACCEPTED(kivi_seq_truncate(f->cache, seq, 80, error));
+    ACCEPTED(kivi_seq_drop(f->cache, seq, 32, 32, NULL, error));
+    ACCEPTED(kivi_seq_destroy(f->cache, seq, error));
+    ACCEPTED(kivi_seq_reorder(f->cache, seqs, parents, 2, error));
+    ACCEPTED(kivi_seq_reorder(f->cache, NULL, NULL, 0, error));
+    buffer_init(&file);
+    ACCEPTED(kivi_seq_save_size(f->cache, f->seq, &n, error));
+    ACCEPTED(kivi_seq_save(f->cache, f->seq, buffer_write, &file, error));
+    ACCEPTED(kivi_seq_load(f->cache, buffer_read, &file, &seq, error));
+    ACCEPTED(kivi_seq_destroy(f->cache, seq, error));
+    file.at = file.size = 0;
+    ACCEPTED(kivi_cache_save(f->cache, buffer_write, &file, error));
+    ACCEPTED(kivi_cache_load(f->cache, buffer_read, &file, olds, news, 2, &n_seqs, error));
+    buffer_free(&file);
+    ACCEPTED(kivi_merge(1, 8, f->out, f->lse, f->out + 8, f->lse + 1, error));
+    ACCEPTED(kivi_backend_get(0, &info, error));
+    ACCEPTED(kivi_backend_find("scalar", &info, error));
 }
 END_TEST
 
@@ -814,6 +878,7 @@ int main(void)
     tcase_add_test(arguments, too_many_queries);
     tcase_add_test(arguments, attention_parameters);
     tcase_add_test(arguments, calls);
+    tcase_add_test(arguments, success_is_told);
     tcase_add_test(arguments, parts_out_of_range);
     tcase_add_loop_test(arguments, parts_not_run, 0, 2);
     tcase_add_loop_test(arguments, parts_not_due, 0, 2);
