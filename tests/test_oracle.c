@@ -242,6 +242,34 @@ START_TEST(kinds_of_tokens)
 }
 END_TEST
 
+/* A row sees little but tokens whose keys are packed and whose values are not yet, which hide no error of the scores. They
+ * are not to be scored as the tokens before them are, with which they would go together. */
+START_TEST(keys_whose_values_are_exact)
+{
+    const struct model_item prompt = {0, 512, 0, 0};
+    const struct model_item reads[] = {{0, 0, 4, 0}, {0, 0, 1, 0}};
+    kivi_config config = plain_config(8, 2, 128, 2);
+    kivi_attention attention;
+    int i, j;
+
+    config.residual_length = 128;
+    kivi_attention_init(&attention);
+    attention.window = 128;
+    reset_worst();
+    for (i = 0; i < 6; i++) {
+        struct model m;
+
+        model_open(&m, fill_kinds.name, &config, 1, &fill_kinds, 100 + (uint64_t)i);
+        model_call(&m, 0, &prompt, 1, &attention, 0);
+        for (j = 0; j < 6; j++)
+            model_call(&m, 0, reads, 2, &attention, 0);
+        model_check(&m, worst);
+        model_close(&m);
+    }
+    print_worst("keys whose values are exact");
+}
+END_TEST
+
 /* More sinks than tokens go together: some such tokens are nothing but sinks, others end within. */
 START_TEST(many_sinks)
 {
@@ -841,6 +869,7 @@ int main(void)
     tcase_add_test(bounds, any_combination);
     tcase_add_loop_test(bounds, adversarial_data, 0, (int)n_fill_adversarial);
     tcase_add_loop_test(bounds, kinds_of_tokens, 0, 4);
+    tcase_add_test(bounds, keys_whose_values_are_exact);
     tcase_add_loop_test(bounds, many_sinks, 0, 3);
     tcase_add_loop_test(bounds, small_softcap, 0, 2);
     tcase_add_test(bounds, repeating_weights);
