@@ -218,8 +218,15 @@ static kivi_status read_and_look(void *context, void *host, const void *block, s
         ck_assert_msg(pthread_mutex_trylock(&s->cache->lock) == 0, "the cache is locked");
         pthread_mutex_unlock(&s->cache->lock);
         if (meanwhile.n++ % 16 == 0) {
+            static const float row[2 * DIM];
+            const kivi_in in = {row, KIVI_F32, 0, 0};
             kivi_seq fork;
             uint64_t n;
+            uint32_t layer;
+
+            for (layer = 0; layer < s->config.n_layers; layer++)
+                ck_assert_int_eq(kivi_append(s->cache, layer, meanwhile.busy, 1, in, in, NULL),
+                                 KIVI_ERROR_BUSY);
 
             session_append(s, meanwhile.other, 2, 1);
             ck_assert_int_eq(kivi_seq_truncate(s->cache, meanwhile.busy, 9, NULL), KIVI_ERROR_BUSY);
@@ -244,6 +251,7 @@ START_TEST(others_work_meanwhile)
     int n;
 
     drop_config(&config, 2);
+    config.n_layers = 2;
     session_open(&s, &config, backend_name(_i));
     session_open(&t, &config, backend_name(_i));
     watched = *s.cache->backend;
