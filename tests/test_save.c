@@ -103,6 +103,8 @@ static void round_trip(const kivi_config *config, int backend, uint64_t n, uint6
     file = saved_sequence(&s, a);
     b = loaded(&t, &file);
     session_check_same(&s, a, &t, b, "loaded by the scalar backend");
+    ck_assert_uint_eq(session_stats(&t).pages, session_stats(&s).pages);
+    ck_assert_uint_eq(session_stats(&t).window_bytes, session_stats(&s).window_bytes);
     again = saved_sequence(&t, b);
     /* The handle, and its checksum, may be another. */
     memcpy(again.data + 56, file.data + 56, 12);
@@ -136,6 +138,16 @@ START_TEST(round_trips)
                 round_trip(&config, _i, lengths[j], 17);
         }
     }
+}
+END_TEST
+
+/* Longer than what is written and read at a time, so that blocks and rows lie across the ends of buffers. */
+START_TEST(a_long_sequence)
+{
+    kivi_config config;
+
+    session_config(&config);
+    round_trip(&config, _i, 6000, 0);
 }
 END_TEST
 
@@ -744,6 +756,7 @@ int main(void)
 
     tcase_add_test(trips, checksum_is_castagnoli);
     tcase_add_loop_test(trips, round_trips, 0, backend_count());
+    tcase_add_loop_test(trips, a_long_sequence, 0, backend_count());
     tcase_add_loop_test(trips, windows_may_differ, 0, backend_count());
     tcase_add_loop_test(trips, bytes_depend_on_tokens_alone, 0, backend_count());
     tcase_add_loop_test(trips, a_cut_sequence_saves_what_is_left, 0, backend_count());
