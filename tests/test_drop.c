@@ -96,6 +96,37 @@ START_TEST(codes_move_as_they_are)
 }
 END_TEST
 
+/* What comes before the gap has no rows any more, however many the window has room for: cut to there at once, it comes
+ * back from codes, as where there is room for few. */
+START_TEST(cut_at_once)
+{
+    static const uint64_t cuts[] = {72, 130, 250};
+    struct session s, t;
+    kivi_config config;
+    size_t i;
+
+    session_config(&config);
+    session_open(&t, &config, backend_name(_i));
+    config.rollback = 400;
+    session_open(&s, &config, backend_name(_i));
+    for (i = 0; i < sizeof cuts / sizeof *cuts; i++) {
+        const kivi_seq a = session_new(&s), b = session_new(&t);
+
+        session_append(&s, a, 1, 500);
+        session_append(&t, b, 1, 500);
+        ck_assert_int_eq(kivi_seq_drop(s.cache, a, 256, 384, NULL, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_drop(t.cache, b, 256, 384, NULL, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_truncate(s.cache, a, cuts[i], NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_truncate(t.cache, b, cuts[i], NULL), KIVI_OK);
+        session_check_same(&s, a, &t, b, "cut after a drop");
+        ck_assert_int_eq(kivi_seq_destroy(s.cache, a, NULL), KIVI_OK);
+        ck_assert_int_eq(kivi_seq_destroy(t.cache, b, NULL), KIVI_OK);
+    }
+    session_close(&s);
+    session_close(&t);
+}
+END_TEST
+
 /* Whole pages are not copied. */
 START_TEST(pages_stay_shared)
 {
@@ -509,6 +540,7 @@ int main(void)
 
     set_frequencies();
     tcase_add_loop_test(drop, codes_move_as_they_are, 0, backend_count());
+    tcase_add_loop_test(drop, cut_at_once, 0, backend_count());
     tcase_add_loop_test(drop, pages_stay_shared, 0, backend_count());
     tcase_add_loop_test(drop, what_cannot_be_dropped, 0, backend_count());
     tcase_add_loop_test(drop, the_newest_tokens_stay, 0, backend_count());
