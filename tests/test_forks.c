@@ -94,7 +94,8 @@ START_TEST(forks_under_way)
     ck_assert_int_eq(kivi_work_begin(f->cache, 0, &item, 1, NULL, 1, &work, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_seq_destroy(f->cache, f->seq, NULL), KIVI_OK);
     during = fixture_stats(f);
-    ck_assert_uint_eq(during.total_bytes + during.free_bytes, atomic_load(&f->memory.bytes));
+    if (!backend_is_device(f->config.backend)) /* whose blocks are elsewhere */
+        ck_assert_uint_eq(during.total_bytes + during.free_bytes, atomic_load(&f->memory.bytes));
     /* A window and a page more than before: the call's copies. */
     ck_assert_uint_eq(during.window_bytes, before.window_bytes / 4 * 5);
     ck_assert_uint_eq(during.pages, before.pages + 1);

@@ -304,8 +304,9 @@ START_TEST(trim_counts_what_it_gives_back)
     trimmed = kivi_cache_trim(f->cache);
     ck_assert_uint_gt(trimmed, 0);
     ck_assert_uint_eq(unused - fixture_stats(f).free_bytes, trimmed);
-    /* Slabs have descriptors, which are no blocks. */
-    ck_assert_uint_ge(had - atomic_load(&f->memory.bytes), trimmed);
+    /* Slabs have descriptors, which are no blocks, and a device's blocks are elsewhere. */
+    if (!backend_is_device(f->config.backend))
+        ck_assert_uint_ge(had - atomic_load(&f->memory.bytes), trimmed);
     ck_assert_uint_eq(kivi_cache_trim(f->cache), 0);
     fixture_close(f);
 }

@@ -131,7 +131,7 @@ END_TEST
 
 int main(void)
 {
-    Suite *suite = suite_create("device");
+    Suite *suite = suite_create("failing device");
     TCase *blocks = tcase_create("blocks");
 
     tcase_add_loop_test(blocks, failing_device, 0, N_CALLS);
