@@ -8,6 +8,7 @@
 #define KIVI_INLINE static inline __attribute__((always_inline))
 
 #define LANES 8
+#define STREAMS(bits) 2u /* measured on an Intel: docs/performance-notes.md */
 
 typedef __m256i VI;
 typedef __m256 VF;

@@ -30,7 +30,7 @@
 /* What the caller reads after a call's blocks. A hint: a kernel may ask the memory for as many bytes of it. */
 struct kivi_next {
     const void *data; /* NULL: not known */
-    int is_amd;       /* KIVI_CPU_AMD: one stream of requests, not two, and into the nearest cache */
+    int is_amd;       /* KIVI_CPU_AMD: one stream of requests, not several, and into the nearest cache */
 };
 
 struct kivi_kernels {

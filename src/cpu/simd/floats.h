@@ -47,7 +47,7 @@ KIVI_INLINE void fold_floats(struct float_operands *f, const uint16_t *scales,
         const VF middle = vf_fma(scale, vf_set(half), vf_load_half(minima + i));
 
         if (i % 16 == 0)
-            ask_halves(next, 2 * 16 * sizeof *scales, rows, bits);
+            ask(next, 2 * 16 * sizeof *scales, rows, bits);
         KIVI_UNROLL
         for (r = 0; r < rows; r++) {
             const VF y = vf_load(x[r] + at + i);
@@ -130,7 +130,7 @@ KIVI_INLINE void score_vectors(const struct float_operands *f, const uint32_t *w
     for (v = 0; v < side; v++)
         clear_floats(sum[v], rows * chains);
     for (c = 0; c < dim; c += 32 / bits, word += KIVI_TILE) {
-        ask_halves(next, side * LANES * sizeof *word, rows, bits);
+        ask(next, side * LANES * sizeof *word, rows, bits);
         add_word(sum, word, f, c, rows, side, bits);
     }
     KIVI_UNROLL
@@ -188,7 +188,7 @@ KIVI_INLINE void sum_vectors(const struct float_operands *f, const struct kivi_l
         const uint32_t *word = (const uint32_t *)(const void *)blocks + channel;
 
         for (i = 0; i < KIVI_TILE; i += 32 / bits, word += dim) {
-            ask_halves(next, side * LANES * sizeof *word, rows, bits);
+            ask(next, side * LANES * sizeof *word, rows, bits);
             add_word(sum, word, f, t + i, rows, side, bits);
         }
     }

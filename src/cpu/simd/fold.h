@@ -28,12 +28,13 @@
 /* Below this all numbers count as this: their inverse might overflow. */
 #define SMALLEST 1e-30f
 
-/* Whether codes go in digits. Floats are read in the order of addresses: where memory is the limit, and lines come near
- * (ahead.h), that is faster. */
-KIVI_INLINE int in_digits(uint32_t bits, uint32_t n_rows, int is_near, kivi_precision precision)
+/* Whether codes go in digits. Floats are read in the order of addresses: where memory is the limit that is faster on an
+ * AMD, which is asked for lines in one stream (ahead.h). */
+KIVI_INLINE int in_digits(uint32_t bits, uint32_t n_rows, struct kivi_next next,
+                          kivi_precision precision)
 {
     return precision == KIVI_STANDARD && MOST_DIGITS(bits) > 0
-           && (bits == 2 || n_rows > FEW_ROWS || !is_near);
+           && (bits == 2 || n_rows > FEW_ROWS || !next.is_amd);
 }
 
 /* The largest number of so many digits, with room for the carry between two, or for dithers (values.h). */

@@ -154,7 +154,7 @@ KIVI_INLINE void score_codes(struct key_batch *b, float *scores, size_t ld, uint
         codes += rest_words;
         o.digits += width;
     }
-    b->ahead.at = (uintptr_t)b->blocks;
+    end_ahead(&b->ahead, b->blocks);
 }
 
 typedef void score_loop(struct key_batch *b, float *scores, size_t ld);
@@ -532,9 +532,8 @@ static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *
         scores_left[r] = scores + rows[r] * ld;
     }
     if (n > 0)
-        score_in_floats(b->l, q_left, n, b->blocks, b->n_blocks,
-                        in_halves(b->ahead, (size_t)b->n_blocks * b->l->block_bytes), scores_left);
-    b->ahead.at = (uintptr_t)b->blocks;
+        score_in_floats(b->l, q_left, n, b->blocks, b->n_blocks, b->ahead, scores_left);
+    end_ahead(&b->ahead, b->blocks);
 }
 
 static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_rows,
@@ -543,14 +542,15 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
 {
     const uint32_t width = (l->dim_pad + SET - 1) / SET * SET;
     const uint32_t room = KEY_NUMBERS / width < KEY_BLOCKS ? KEY_NUMBERS / width : KEY_BLOCKS;
-    struct ahead ahead = ahead_of(next, blocks);
+    struct ahead ahead =
+        ahead_of(next, blocks, (size_t)n_blocks * l->block_bytes, n_rows, l->bits);
     struct key_batch b;
     uint32_t r;
 
     b.l = l;
     b.blocks = blocks;
     b.width = width;
-    b.in_digits = in_digits(l->bits, n_rows, ahead.is_near, precision);
+    b.in_digits = in_digits(l->bits, n_rows, next, precision);
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
         b.ahead = ahead;
@@ -563,7 +563,7 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
                         n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS, scores + r * ld, ld);
         scores += (size_t)b.n_blocks * l->tokens;
         b.blocks += (size_t)b.n_blocks * l->block_bytes;
-        ahead.at += (size_t)b.n_blocks * l->block_bytes;
+        move_ahead(&ahead, (size_t)b.n_blocks * l->block_bytes, l->bits);
     }
 }
 

@@ -18,7 +18,9 @@
  *                    32 bits, and before it 4 additions to each have to fit
  *   MOST_DIGITS      (bits): digits with which they are worth while, 2 at most; 0 if floats are always as good.
  *                    Codes of 2 bits have one at least, those of 4 and 8 bits two or none
- *   AGAIN            how many bytes later a line is asked for once more (ahead.h); may be missing
+ *   STREAMS          (bits): in how many streams lines are asked for (ahead.h), MAX_STREAMS at most; may be missing
+ *   AGAIN            how many bytes later a line is asked for once more, by a CPU that wants one stream and is slow to
+ *                    take lines from the second-level cache; may be missing
  *   FEW_ROWS         up to so many rows memory is the limit, and not arithmetic; may be missing
  *   CODE_OFFSET      (bits): what vd_signed takes from the codes; may be missing
  *   SHIFT_SIGNED, SHIFT_UNSIGNED  (bits, place): by how much codes of that place in a byte are shifted
@@ -63,6 +65,10 @@
 
 #ifndef PAGES_AHEAD
 #define PAGES_AHEAD 0u
+#endif
+
+#ifndef STREAMS
+#define STREAMS(bits) 1u
 #endif
 
 #ifndef AGAIN

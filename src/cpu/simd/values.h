@@ -118,7 +118,7 @@ KIVI_INLINE void sum_codes(struct value_batch *b, float *out, uint32_t rows, uin
         sum_columns(b, c, side, &ahead, out, rows, n_digits, bits);
     if (side * LANES > 16 && c < end)
         sum_columns(b, c, VECTORS, &ahead, out, rows, n_digits, bits);
-    b->ahead.at = (uintptr_t)b->blocks;
+    end_ahead(&b->ahead, b->blocks);
 }
 
 typedef void sum_loop(struct value_batch *b, float *out);
@@ -327,9 +327,8 @@ static void sum_batch(struct value_batch *b, const float *p, size_t ld, float *o
         return;
     for (r = 0; r < b->n_rows; r++)
         weights[r] = p + r * ld;
-    sum_in_floats(l, weights, b->n_rows, b->blocks, b->n_tokens, b->group,
-                  in_halves(b->ahead, bytes_of_group(b)), out);
-    b->ahead.at = (uintptr_t)b->blocks;
+    sum_in_floats(l, weights, b->n_rows, b->blocks, b->n_tokens, b->group, b->ahead, out);
+    end_ahead(&b->ahead, b->blocks);
 }
 
 static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld, uint32_t n_rows,
@@ -337,12 +336,13 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
                          kivi_precision precision)
 {
     const uint32_t whole = (n_tokens + KIVI_TILE - 1) / KIVI_TILE * KIVI_TILE;
-    struct ahead ahead = ahead_of(next, blocks);
+    struct ahead ahead =
+        ahead_of(next, blocks, (size_t)whole / KIVI_TILE * l->block_bytes, n_rows, l->bits);
     struct value_batch b;
     uint32_t t, g, r;
 
     b.l = l;
-    b.in_digits = l->dim >= FEWEST_CHANNELS && in_digits(l->bits, n_rows, ahead.is_near, precision);
+    b.in_digits = l->dim >= FEWEST_CHANNELS && in_digits(l->bits, n_rows, next, precision);
     for (t = 0; t < whole; t += VALUE_TOKENS) {
         b.blocks = (const char *)blocks + (size_t)(t / KIVI_TILE) * l->block_bytes;
         b.n_tokens = whole - t < VALUE_TOKENS ? whole - t : VALUE_TOKENS;
@@ -354,7 +354,7 @@ static void v_accumulate(const struct kivi_layout *l, const float *p, size_t ld,
                 b.n_rows = n_rows - r < MAX_ROWS ? n_rows - r : MAX_ROWS;
                 sum_batch(&b, p + r * ld + t, ld, out + (size_t)r * l->dim_pad);
             }
-            ahead.at += bytes_of_group(&b);
+            move_ahead(&ahead, bytes_of_group(&b), l->bits);
         }
     }
 }
