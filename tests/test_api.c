@@ -1,19 +1,18 @@
 /*
  * Arguments that must be refused: NULL, zero, negative, overflowing and inconsistent ones, for every
  * public function, from tables. Each gives its status and a message, and leaves the cache as it was.
- * Backends: listed, found, forced. test_pack.c has the packing API, test_faults.c what goes wrong
- * later.
+ * test_backends.c has those of backends, test_pack.c the packing API, test_faults.c what goes wrong later.
  */
 #include <check.h>
 #include <kivi/kivi.h>
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "support/buffer.h"
 #include "support/fixture.h"
 #include "support/mistake.h"
+#include "support/refusal.h"
 #include "support/suite.h"
 
 #define LENGTH(array) (sizeof(array) / sizeof(array)[0])
@@ -29,44 +28,6 @@ static void tear_down(void)
 {
     fixture_close(&fixture);
 }
-
-/* ------------------------------------------------------ one refusal */
-
-static void check_refusal(const char *what, kivi_status expected, kivi_status got,
-                          const kivi_error *error)
-{
-    ck_assert_msg(got == expected, "%s: %s, not %s", what, kivi_status_string(got),
-                  kivi_status_string(expected));
-    if (!error)
-        return;
-    ck_assert_msg(error->status == expected, "%s: the detail has %s", what,
-                  kivi_status_string(error->status));
-    ck_assert_msg(memchr(error->message, '\0', sizeof error->message) != NULL,
-                  "%s: the message does not end", what);
-    ck_assert_msg(error->message[0] != '\0', "%s: no message", what);
-    ck_assert_msg(error->item < 2 || error->item == SIZE_MAX, "%s: item %zu", what, error->item);
-}
-
-/* Evaluates the call, which passes `error`, with a place for the detail and without. */
-#define REFUSED(expected_status, call)                                                             \
-    do {                                                                                           \
-        kivi_error detail, *error = &detail;                                                       \
-        memset(&detail, 'x', sizeof detail);                                                       \
-        check_refusal(#call, KIVI_ERROR_##expected_status, call, error);                           \
-        error = NULL;                                                                              \
-        check_refusal(#call, KIVI_ERROR_##expected_status, call, error);                           \
-    } while (0)
-
-/* Evaluates the call, which passes `error` and does as it should: the detail says so. */
-#define ACCEPTED(call)                                                                             \
-    do {                                                                                           \
-        kivi_error detail, *error = &detail;                                                       \
-        memset(&detail, 'x', sizeof detail);                                                       \
-        ck_assert_msg((call) == KIVI_OK, "%s: %s", #call, detail.message);                         \
-        ck_assert_msg(detail.status == KIVI_OK && detail.item == SIZE_MAX                          \
-                          && detail.message[0] == '\0',                                            \
-                      "%s: the detail is of an error", #call);                                     \
-    } while (0)
 
 /* ----------------------------------------------------- configurations */
 
@@ -126,17 +87,6 @@ static const struct mistake config_mistakes[] = {
     CONFIG_MISTAKE(allocator.release, 0),
     MISTAKE(kivi_config, memory, KIVI_MEMORY_DEVICE, UNSUPPORTED),
 };
-
-static void check_config(const kivi_config *config, const char *what, kivi_status expected)
-{
-    kivi_cache *cache = (kivi_cache *)&fixture; /* to be overwritten */
-    kivi_error error;
-
-    memset(&error, 'x', sizeof error);
-    check_refusal(what, expected, kivi_cache_create(config, &cache, &error), &error);
-    ck_assert_msg(cache == NULL, "%s: *cache is not NULL", what);
-    check_refusal(what, expected, kivi_cache_create(config, &cache, NULL), NULL);
-}
 
 START_TEST(configurations)
 {
@@ -736,136 +686,6 @@ START_TEST(merging)
 }
 END_TEST
 
-/* ----------------------------------------------------- texts, backends */
-
-START_TEST(texts)
-{
-    char version[32];
-    int status;
-
-    for (status = -100; status <= 100; status++) {
-        const char *text = kivi_status_string((kivi_status)status);
-
-        ck_assert_ptr_nonnull(text);
-        ck_assert_str_ne(text, "");
-        if (status < KIVI_ERROR_DEVICE || status > 0)
-            ck_assert_str_eq(text, kivi_status_string((kivi_status)1000));
-        else
-            ck_assert_str_ne(text, kivi_status_string((kivi_status)1000));
-    }
-    snprintf(version, sizeof version, "%d.%d.%d", KIVI_VERSION_MAJOR, KIVI_VERSION_MINOR,
-             KIVI_VERSION_PATCH);
-    ck_assert_str_eq(kivi_version(), version);
-}
-END_TEST
-
-/* Whatever room there is, the text is cut there and ends; the length is always the whole. */
-START_TEST(describe)
-{
-    char whole[4096], part[4096];
-    const size_t length = kivi_describe(fixture.cache, whole, sizeof whole);
-    size_t room;
-
-    ck_assert_uint_gt(length, 0);
-    ck_assert_uint_eq(strlen(whole), length);
-    ck_assert_ptr_nonnull(strstr(whole, backend_name(0)));
-    /* Of two layers and kv heads, padded to 32 keys and 48 values in 2 groups, at 2 bits; docs/layout.md. */
-    ck_assert_ptr_nonnull(strstr(whole, " 128.0 bytes a packed token (f16: 512.0)"));
-    ck_assert_uint_eq(kivi_describe(fixture.cache, NULL, 0), length);
-    for (room = 1; room <= length + 1; room++) {
-        memset(part, 'x', sizeof part);
-        ck_assert_uint_eq(kivi_describe(fixture.cache, part, room), length);
-        ck_assert_uint_eq(strlen(part), room - 1);
-        ck_assert_int_eq(strncmp(part, whole, room - 1), 0);
-        ck_assert_int_eq(part[room], 'x');
-    }
-    ck_assert_uint_eq(kivi_describe(NULL, part, sizeof part), 0);
-    ck_assert_str_eq(part, "");
-    ck_assert_uint_eq(kivi_describe(NULL, NULL, 0), 0);
-}
-END_TEST
-
-START_TEST(backends_are_listed)
-{
-    kivi_backend_info info, found;
-    size_t i, n_recommended = 0;
-
-    ck_assert_uint_ge(kivi_backend_count(), 2);
-    for (i = 0; i < kivi_backend_count(); i++) {
-        ck_assert_int_eq(kivi_backend_get(i, &info, NULL), KIVI_OK);
-        ck_assert_str_ne(info.name, "");
-        ck_assert_str_ne(info.description, "");
-        ck_assert((info.reason[0] == '\0') == info.available);
-        ck_assert(info.available || !info.recommended);
-        n_recommended += (size_t)info.recommended;
-        ck_assert_int_eq(kivi_backend_find(info.name, &found, NULL), KIVI_OK);
-        ck_assert_str_eq(found.name, info.name);
-    }
-    ck_assert_uint_eq(n_recommended, 1);
-    ck_assert_int_eq(kivi_backend_find("scalar", &found, NULL), KIVI_OK);
-    ck_assert(found.available);
-    REFUSED(ARGUMENT, kivi_backend_get(kivi_backend_count(), &info, error));
-    REFUSED(ARGUMENT, kivi_backend_get(SIZE_MAX, &info, error));
-    REFUSED(ARGUMENT, kivi_backend_get(0, NULL, error));
-    REFUSED(ARGUMENT, kivi_backend_find(NULL, &info, error));
-    REFUSED(ARGUMENT, kivi_backend_find("scalar", NULL, error));
-    REFUSED(BACKEND, kivi_backend_find("", &info, error));
-    REFUSED(BACKEND, kivi_backend_find("Scalar", &info, error));
-    REFUSED(BACKEND, kivi_backend_find("scala", &info, error));
-}
-END_TEST
-
-/* The backend that a cache describes itself to run on. */
-static void check_backend(const kivi_config *config, const char *name)
-{
-    char text[4096], wanted[64];
-    kivi_cache *cache;
-
-    ck_assert_int_eq(kivi_cache_create(config, &cache, NULL), KIVI_OK);
-    kivi_describe(cache, text, sizeof text);
-    snprintf(wanted, sizeof wanted, "backend %s ", name);
-    ck_assert_msg(strstr(text, wanted) != NULL, "not \"%s\": %s", wanted, text);
-    kivi_cache_destroy(cache);
-}
-
-START_TEST(backends_are_chosen)
-{
-    kivi_config config = fixture.config;
-    kivi_backend_info info;
-    size_t i;
-
-    for (i = 0; i < kivi_backend_count(); i++) {
-        ck_assert_int_eq(kivi_backend_get(i, &info, NULL), KIVI_OK);
-        ck_assert_int_eq(setenv("KIVI_BACKEND", info.name, 1), 0);
-        config.backend = NULL;
-        if (!info.available) {
-            check_config(&config, info.name, KIVI_ERROR_BACKEND);
-            config.backend = info.name;
-            check_config(&config, info.name, KIVI_ERROR_BACKEND);
-            continue;
-        }
-        check_backend(&config, info.name);
-        config.backend = "scalar"; /* the configuration comes first */
-        check_backend(&config, "scalar");
-        ck_assert_int_eq(setenv("KIVI_BACKEND", "", 1), 0);
-        config.backend = info.name;
-        check_backend(&config, info.name);
-        if (info.recommended) {
-            config.backend = NULL;
-            check_backend(&config, info.name);
-        }
-    }
-    ck_assert_int_eq(setenv("KIVI_BACKEND", "abacus", 1), 0);
-    config.backend = NULL;
-    check_config(&config, "KIVI_BACKEND=abacus", KIVI_ERROR_BACKEND);
-    unsetenv("KIVI_BACKEND");
-    config.backend = "abacus";
-    check_config(&config, "backend = abacus", KIVI_ERROR_BACKEND);
-    config.backend = "";
-    check_config(&config, "backend of no name", KIVI_ERROR_BACKEND);
-}
-END_TEST
-
 int main(void)
 {
     Suite *suite = suite_create("api");
@@ -887,10 +707,6 @@ int main(void)
     tcase_add_test(arguments, rotary_embedding);
     tcase_add_test(arguments, save_and_load);
     tcase_add_test(arguments, merging);
-    tcase_add_test(arguments, texts);
-    tcase_add_test(arguments, describe);
-    tcase_add_test(arguments, backends_are_listed);
-    tcase_add_test(arguments, backends_are_chosen);
     suite_add_tcase(suite, arguments);
     return test_main(suite);
 }

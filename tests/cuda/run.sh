@@ -29,8 +29,8 @@ run() {
 for stage; do
     case $stage in
     tests)
-        for test in schedule golden batch oracle seq forks reserve room truncate save drop busy faults stress \
-            threads device devices order extremes; do
+        for test in schedule golden batch oracle parts seq forks reserve room truncate save drop busy faults \
+            stress threads device devices order extremes; do
             run "$test" "$build/tests/cuda/test_cuda_$test"
         done
         # whose rows were off by 1.06 times their bound, and log-sum-exps by 1.6, when queries were one f16

@@ -43,6 +43,21 @@ static void open_subject(struct model *m, struct subject *s, const char *name, c
     }
 }
 
+kivi_config model_plain_config(uint32_t n_q_heads, uint32_t n_kv_heads, uint32_t dim, uint32_t bits)
+{
+    kivi_config config;
+
+    kivi_config_init(&config);
+    config.n_layers = 1;
+    config.n_q_heads = n_q_heads;
+    config.n_kv_heads = n_kv_heads;
+    config.k_dim = config.v_dim = dim;
+    config.k_bits = config.v_bits = bits;
+    config.residual_length = config.group_size;
+    config.n_threads = 1;
+    return config;
+}
+
 void model_open(struct model *m, const char *name, const kivi_config *config, size_t n_seqs,
                 const struct fill *fill, uint64_t seed)
 {

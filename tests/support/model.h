@@ -57,6 +57,10 @@ struct model_item {
     uint64_t n_new, n_q, q_end; /* as in kivi_item */
 };
 
+/* One layer, keys and values alike, and a residual of one group. */
+kivi_config model_plain_config(uint32_t n_q_heads, uint32_t n_kv_heads, uint32_t dim,
+                               uint32_t bits);
+
 /* Creates caches of n_seqs sequences on all available backends. The configuration is copied, arrays
  * included. */
 void model_open(struct model *m, const char *name, const kivi_config *config, size_t n_seqs,
