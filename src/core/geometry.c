@@ -80,7 +80,6 @@ kivi_status kivi_geometry_init(struct kivi_geometry *g, const kivi_config *c,
     g->group_size = c->group_size;
     g->residual_length = c->residual_length;
     g->n_sink = c->n_sink;
-    g->rollback = c->rollback;
     g->layers = layers;
 
     for (i = 0; i < c->n_layers; i++) {

@@ -41,7 +41,7 @@ struct kivi_layer_geometry {
  */
 struct kivi_geometry {
     uint32_t n_layers, n_q_heads, n_kv_heads, heads_per_kv;
-    uint32_t k_dim, v_dim, group_size, residual_length, n_sink, rollback;
+    uint32_t k_dim, v_dim, group_size, residual_length, n_sink;
     uint32_t k_ring, v_ring;
     size_t page_bytes, window_bytes, window_head_stride;
     size_t window_sink_v, window_k, window_v; /* offsets from a head's start */
