@@ -267,6 +267,21 @@ kivi_status kivi_seq_fork(kivi_cache *cache, kivi_seq source, kivi_seq *seq, kiv
     return status == KIVI_OK ? kivi_succeed(error) : status;
 }
 
+/* Checks the arrays of a call on n sequences, of which the second is `numbers`. */
+static kivi_status check_arrays(const kivi_cache *cache, const kivi_seq *seqs, const void *numbers,
+                                const char *name, size_t n, kivi_error *error)
+{
+    if (!cache || (n && (!seqs || !numbers)))
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
+                         !cache  ? "cache"
+                         : !seqs ? "seqs"
+                                 : name);
+    if (n > cache->max_sequences)
+        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n is %zu, above max_sequences %u", n,
+                         cache->max_sequences);
+    return kivi_succeed(error);
+}
+
 /* Finds sequences [0, n), which must be distinct and idle: see kivi_sequence_idle. */
 static kivi_status find_all(kivi_cache *cache, const kivi_seq *seqs, size_t n, int also_readers,
                             struct kivi_sequence **sequences, kivi_error *error)
@@ -344,16 +359,9 @@ kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs, const uint
     size_t i;
     KIVI_DETAIL(error);
 
-    if (!cache || (n && (!seqs || !parents)))
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
-                         !cache  ? "cache"
-                         : !seqs ? "seqs"
-                                 : "parents");
-    if (n == 0)
-        return kivi_succeed(error);
-    if (n > cache->max_sequences)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n is %zu, above max_sequences %u", n,
-                         cache->max_sequences);
+    status = check_arrays(cache, seqs, parents, "parents", n, error);
+    if (status != KIVI_OK || n == 0)
+        return status;
     for (i = 0; i < n; i++)
         if (parents[i] >= n)
             return kivi_fail(error, KIVI_ERROR_ARGUMENT, "parents[%zu] is %u of %zu", i, parents[i],
@@ -434,16 +442,9 @@ kivi_status kivi_seq_reserve(kivi_cache *cache, const kivi_seq *seqs, const uint
     size_t i;
     KIVI_DETAIL(error);
 
-    if (!cache || (n && (!seqs || !n_new)))
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "%s is NULL",
-                         !cache  ? "cache"
-                         : !seqs ? "seqs"
-                                 : "n_new");
-    if (n == 0)
-        return kivi_succeed(error);
-    if (n > cache->max_sequences)
-        return kivi_fail(error, KIVI_ERROR_ARGUMENT, "n is %zu, above max_sequences %u", n,
-                         cache->max_sequences);
+    status = check_arrays(cache, seqs, n_new, "n_new", n, error);
+    if (status != KIVI_OK || n == 0)
+        return status;
     for (i = 0; i < n; i++)
         if (n_new[i] > UINT32_MAX)
             return kivi_blame_item(
