@@ -19,14 +19,6 @@ static void tear_down(void)
     fixture_close(&fixture);
 }
 
-static void append_rows(struct fixture *f, uint32_t layer, kivi_seq seq, uint64_t n)
-{
-    kivi_item item = fixture_item(f, seq, n);
-
-    item.n_q = 0;
-    ck_assert_int_eq(kivi_run(f->cache, layer, &item, 1, NULL, NULL), KIVI_OK);
-}
-
 /* Calls that read leave each other alone; those that change the sequence are kept out. */
 START_TEST(read_meanwhile)
 {
@@ -98,8 +90,8 @@ START_TEST(saved_meanwhile)
     ck_assert_int_eq(kivi_cache_save(f->cache, write_and_look, context, NULL), expected);
     ck_assert_int_ge(n_written, 2);
     for (i = 0; i < 2; i++) {
-        append_rows(f, 0, seqs[i], 1);
-        append_rows(f, 1, seqs[i], 1);
+        fixture_append(f, 0, seqs[i], 1);
+        fixture_append(f, 1, seqs[i], 1);
     }
 }
 END_TEST
@@ -122,10 +114,10 @@ START_TEST(changed_meanwhile)
                          KIVI_ERROR_BUSY);
         ck_assert_int_eq(kivi_cache_save(f->cache, buffer_write, &file, NULL), KIVI_ERROR_BUSY);
         ck_assert_uint_eq(file.size, 0);
-        append_rows(f, 0, f->seq, 1);
-        append_rows(f, 1, seqs[1 - i], 1);
+        fixture_append(f, 0, f->seq, 1);
+        fixture_append(f, 1, seqs[1 - i], 1);
         kivi_work_cancel(writer);
-        append_rows(f, 1, seqs[i], 1);
+        fixture_append(f, 1, seqs[i], 1);
         buffer_free(&file);
     }
 }

@@ -11,14 +11,6 @@
 
 static struct fixture fixture;
 
-static void append_rows(struct fixture *f, uint32_t layer, kivi_seq seq, uint64_t n)
-{
-    kivi_item item = fixture_item(f, seq, n);
-
-    item.n_q = 0;
-    ck_assert_int_eq(kivi_run(f->cache, layer, &item, 1, NULL, NULL), KIVI_OK);
-}
-
 /* ----------------------------------------------------------- capacity */
 
 /* A cache for that many tokens of a layer, and in layers 0 and 1 of `seq` 100 and 300 tokens, of `other` 50 and 200. */
@@ -29,10 +21,10 @@ static void open_with_capacity(struct fixture *f, uint64_t n_tokens)
     ck_assert_int_eq(kivi_cache_create(&f->config, &f->cache, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_seq_create(f->cache, &f->seq, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_seq_create(f->cache, &f->other, NULL), KIVI_OK);
-    append_rows(f, 0, f->seq, 100);
-    append_rows(f, 1, f->seq, 300);
-    append_rows(f, 0, f->other, 50);
-    append_rows(f, 1, f->other, 200);
+    fixture_append(f, 0, f->seq, 100);
+    fixture_append(f, 1, f->seq, 300);
+    fixture_append(f, 0, f->other, 50);
+    fixture_append(f, 1, f->other, 200);
 }
 
 /* In every layer there is room for what the sequences, which are all, leave of the capacity, and for no more. */
@@ -154,7 +146,7 @@ static int read_and_take(void *context, void *data, size_t bytes)
         kivi_seq seq;
 
         if (f->config.capacity)
-            append_rows(f, 1, f->other, 1);
+            fixture_append(f, 1, f->other, 1);
         else
             ck_assert_int_eq(kivi_seq_create(f->cache, &seq, NULL), KIVI_OK);
     }
@@ -229,10 +221,10 @@ START_TEST(free_pages_make_room_for_a_window)
 
     fixture_open_with_budget(f, backend_name(0), 2 * window, 100);
     ck_assert_int_eq(kivi_seq_truncate(f->cache, f->seq, 0, NULL), KIVI_OK);
-    append_rows(f, 0, f->seq, 10);
+    fixture_append(f, 0, f->seq, 10);
     ck_assert_uint_eq(fixture_stats(f).free_bytes, page);
     ck_assert_int_eq(kivi_seq_create(f->cache, &f->other, NULL), KIVI_OK);
-    append_rows(f, 0, f->other, 10);
+    fixture_append(f, 0, f->other, 10);
     ck_assert_uint_eq(fixture_stats(f).free_bytes, 0);
     fixture_close(f);
 }
@@ -273,12 +265,12 @@ START_TEST(slabs_begin_small)
 
         ck_assert_uint_eq(stats.pages, 1);
         ck_assert_uint_eq(stats.free_bytes, 0);
-        append_rows(f, 0, f->seq, 700);
-        append_rows(f, 0, f->seq, 700);
+        fixture_append(f, 0, f->seq, 700);
+        fixture_append(f, 0, f->seq, 700);
         ck_assert_uint_gt(fixture_stats(f).free_bytes, 0);
         ck_assert_int_eq(kivi_seq_truncate(f->cache, f->seq, 0, NULL), KIVI_OK);
         kivi_cache_trim(f->cache);
-        append_rows(f, 0, f->seq, 100);
+        fixture_append(f, 0, f->seq, 100);
     }
     fixture_close(f);
 }
@@ -295,7 +287,7 @@ START_TEST(trim_counts_what_it_gives_back)
     fixture_open(f, backend_name(0));
     for (i = 0; i < 6; i++) { /* several slabs of either */
         ck_assert_int_eq(kivi_seq_create(f->cache, &seqs[i], NULL), KIVI_OK);
-        append_rows(f, 0, seqs[i], 500);
+        fixture_append(f, 0, seqs[i], 500);
     }
     for (i = 0; i < 6; i++)
         ck_assert_int_eq(kivi_seq_destroy(f->cache, seqs[i], NULL), KIVI_OK);

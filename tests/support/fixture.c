@@ -55,6 +55,14 @@ kivi_item fixture_item(struct fixture *f, kivi_seq seq, uint64_t n)
     return item;
 }
 
+void fixture_append(struct fixture *f, uint32_t layer, kivi_seq seq, uint64_t n)
+{
+    kivi_item item = fixture_item(f, seq, n);
+
+    item.n_q = 0;
+    ck_assert_int_eq(kivi_run(f->cache, layer, &item, 1, NULL, NULL), KIVI_OK);
+}
+
 static void append(struct fixture *f, uint32_t layer, kivi_seq seq, uint64_t n)
 {
     const kivi_item item = fixture_item(f, seq, n);

@@ -42,6 +42,9 @@ void fixture_close(struct fixture *f);
 /* Appends n tokens and attends with 2 queries. */
 kivi_item fixture_item(struct fixture *f, kivi_seq seq, uint64_t n);
 
+/* Appends n tokens, which succeeds. */
+void fixture_append(struct fixture *f, uint32_t layer, kivi_seq seq, uint64_t n);
+
 kivi_stats fixture_stats(const struct fixture *f);
 
 /* What a cache shows to its user. */
