@@ -4,6 +4,7 @@
  * it longer.
  */
 #include <check.h>
+#include <float.h>
 #include <kivi/kivi.h>
 #include <math.h>
 #include <stdio.h>
@@ -268,24 +269,50 @@ START_TEST(many_sinks)
 }
 END_TEST
 
-/* Any cap above 0 is one, however flat it makes the weights. */
-START_TEST(small_softcap)
+/* Parameters at the ends of their ranges: any cap above 0 is one, however flat it makes the weights, and leaves scores
+ * far below it as they are; a window may be longer than any sequence, and a scale next to nothing. */
+START_TEST(extreme_parameters)
 {
-    const struct model_item first = {0, 300, 3, 0};
-    const kivi_config config = model_plain_config(4, 2, 64, 4);
-    kivi_attention attention;
-    struct model m;
+    static const struct {
+        const char *name;
+        float softcap, scale;
+        uint64_t window;
+    } extremes[] = {
+        {"a small softcap", 0.3f, 0, 0},
+        {"a softcap next to nothing", 1e-39f, 0, 0},
+        {"a softcap far above scores", 1e9f, 0, 0},
+        {"the largest softcap", FLT_MAX, 0, 0},
+        {"the longest window", 0, 0, UINT64_MAX},
+        {"a window of almost all positions", 0, 0, UINT64_MAX - 150},
+        {"a scale next to nothing", 0, 1e-44f, 0},
+        {"a scale that lets one token decide", 0, 1e20f, 0},
+        {"a negative scale", 0, -0.2f, 0},
+    };
+    const struct model_item first = {0, 300, 3, 0}, step = {0, 1, 1, 0}, chunk = {0, 70, 70, 0};
+    static const uint32_t bits[] = {2, 4, 8, 16};
+    size_t i, j;
 
-    reset_worst();
-    kivi_attention_init(&attention);
-    attention.softcap = 0.3f;
-    attention.precision = _i ? KIVI_PRECISE : KIVI_STANDARD;
-    model_open(&m, "a small softcap", &config, 1, &fill_ordinary, test_seed(0xca9));
-    model_call(&m, 0, &first, 1, &attention, 0);
-    model_call(&m, 0, &(struct model_item){0, 1, 1, 0}, 1, &attention, 0);
-    model_check(&m, worst);
-    model_close(&m);
-    print_worst("a small softcap");
+    for (i = 0; i < sizeof extremes / sizeof *extremes; i++) {
+        reset_worst();
+        for (j = 0; j < 4; j++) {
+            const kivi_config config = model_plain_config(4, 2, 64, bits[j]);
+            kivi_attention attention;
+            struct model m;
+
+            kivi_attention_init(&attention);
+            attention.softcap = extremes[i].softcap;
+            attention.scale = extremes[i].scale;
+            attention.window = extremes[i].window;
+            attention.precision = _i ? KIVI_PRECISE : KIVI_STANDARD;
+            model_open(&m, extremes[i].name, &config, 1, &fill_ordinary, test_seed(0xca9));
+            model_call(&m, 0, &first, 1, &attention, 0);
+            model_call(&m, 0, &step, 1, &attention, 0);
+            model_call(&m, 0, &chunk, 1, &attention, 0);
+            model_check(&m, worst);
+            model_close(&m);
+        }
+        print_worst(extremes[i].name);
+    }
 }
 END_TEST
 
@@ -388,7 +415,7 @@ int main(void)
     tcase_add_loop_test(bounds, kinds_of_tokens, 0, 4);
     tcase_add_test(bounds, keys_whose_values_are_exact);
     tcase_add_loop_test(bounds, many_sinks, 0, 3);
-    tcase_add_loop_test(bounds, small_softcap, 0, 2);
+    tcase_add_loop_test(bounds, extreme_parameters, 0, 2);
     tcase_add_test(bounds, repeating_weights);
     tcase_add_loop_test(bounds, alike_queries, 0,
                         (int)(sizeof seeds_of_alike / sizeof *seeds_of_alike));
