@@ -90,17 +90,19 @@ struct kivi_run_of_tokens kivi_find_values(const struct kivi_plan *plan,
 
 /* ------------------------------------------------------------------ one chunk */
 
-/* Where the packed blocks of token `t` lie, if they are packed: what is read next. */
-static struct kivi_next packed_at(const struct kivi_cpu_work *w, uint64_t t,
-                                  struct kivi_run_of_tokens find(const struct kivi_plan *,
-                                                                 const struct kivi_part *, size_t,
-                                                                 uint32_t, uint64_t))
+/* Where the blocks of keys, or values, of n tokens from `t` on lie, if they are packed: what is read next. */
+static struct kivi_next packed_at(const struct kivi_cpu_work *w, uint64_t t, uint64_t n, int is_key)
 {
     const struct kivi_step_item *item = &w->plan->step->items[w->task->item];
+    const struct kivi_layout *l = is_key ? &w->layer->k : &w->layer->v;
     struct kivi_next next = {.is_amd = w->plan->is_amd};
 
-    if (t < item->before.k_packed)
-        next.data = find(w->plan, w->part, w->task->item, w->task->kv_head, t).data;
+    if (t >= item->before.k_packed)
+        return next;
+    next.data = (is_key ? kivi_find_keys : kivi_find_values)(w->plan, w->part, w->task->item,
+                                                             w->task->kv_head, t)
+                    .data;
+    next.bytes = (size_t)(n / l->tokens) * l->block_bytes;
     return next;
 }
 
@@ -123,8 +125,7 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 
         if (run.stride) {
             kernels->f16_scores(l->dim, w->q, l->dim_pad, task->n_rows, run.data, run.stride,
-                                (uint32_t)n, packed_at(w, t, kivi_find_values).data, scores,
-                                KIVI_CHUNK);
+                                (uint32_t)n, packed_at(w, t, n, 0).data, scores, KIVI_CHUNK);
         } else {
             /* Where values are exact, or nearly, nothing hides an error of the scores, and a few tokens may decide
              * a row: at 2 bits kernels take more digits for fewer tokens. */
@@ -132,7 +133,7 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
                 n = min_u64(n, KIVI_CHUNK / 2);
             n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
             kernels->k_scores(l, w->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
-                              packed_at(w, t, kivi_find_values), scores, KIVI_CHUNK,
+                              packed_at(w, t, n, 0), scores, KIVI_CHUNK,
                               step->attention.precision);
         }
         t += n;
@@ -236,10 +237,10 @@ static void sum_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
         const struct kivi_run_of_tokens run =
             kivi_find_values(w->plan, w->part, task->item, task->kv_head, t);
         const float *weights = part->scores + (t - begin);
-        const struct kivi_next next =
-            packed_at(w->after, w->after > w ? t : t + KIVI_CHUNK, kivi_find_keys);
+        struct kivi_next next;
 
         n = min_u64(run.n_tokens, packed - t);
+        next = packed_at(w->after, w->after > w ? t : t + KIVI_CHUNK, n, 1);
         if (run.stride)
             kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data, run.stride,
                                     (uint32_t)n, next.data, w->stretch.out, l->dim_pad);

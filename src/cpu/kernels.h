@@ -27,9 +27,10 @@
 
 #define KIVI_LINE 64u /* bytes of a cache's line */
 
-/* What the caller reads after a call's blocks. A hint: a kernel may ask the memory for as many bytes of it. */
+/* What the caller reads after a call's blocks. A hint: a kernel may ask the memory for it. */
 struct kivi_next {
     const void *data; /* NULL: not known */
+    size_t bytes;
     int is_amd;       /* KIVI_CPU_AMD: one stream of requests, not several, and into the nearest cache */
 };
 

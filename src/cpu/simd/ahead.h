@@ -24,7 +24,8 @@ struct ahead {
     int in_one;                /* there is but one */
 };
 
-/* What to ask for while `bytes` bytes of blocks are read: if nothing is known the blocks themselves. */
+/* What to ask for while `bytes` bytes of blocks are read: if nothing is known the blocks themselves. What is more than
+ * that, where keys and values differ, is asked for at once. */
 KIVI_INLINE struct ahead ahead_of(struct kivi_next next, const void *blocks, size_t bytes,
                                   uint32_t n_rows, uint32_t bits)
 {
@@ -32,8 +33,11 @@ KIVI_INLINE struct ahead ahead_of(struct kivi_next next, const void *blocks, siz
     struct ahead ahead = {
         .in_one = !next.data || (next.is_amd && (AGAIN > 0 || n_rows > 1 || bits < 8)),
     };
+    size_t at;
     uint32_t i;
 
+    for (at = bytes; next.data && at < next.bytes; at += KIVI_LINE)
+        kivi_prefetch_for_later((const char *)next.data + at);
     for (i = 0; i < streams(bits); i++)
         ahead.at[i] = (uintptr_t)(next.data ? next.data : blocks) + i * share;
     return ahead;
