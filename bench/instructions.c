@@ -125,7 +125,7 @@ static void work(const struct work *w)
                                    w->results, KIVI_STANDARD);
         else
             w->table->k_scores(&w->layout, w->rows, w->heads, w->blocks, n_blocks, next, w->results,
-                               TOKENS, KIVI_STANDARD);
+                               TOKENS, 0, KIVI_STANDARD);
     }
 }
 

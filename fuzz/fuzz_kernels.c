@@ -87,8 +87,8 @@ static void compare(struct input *in, const struct kivi_kernels *table, uint32_t
     for (r = 0; r < n_rows; r++)
         for (i = 0; i < dim; i++)
             q[r * k.dim_pad + i] = (float)next(in) / 64 - 2;
-    scalar->k_scores(&k, q, n_rows, a, 1, no_next, x, k.tokens, precision);
-    table->k_scores(&k, q, n_rows, a, 1, no_next, y, k.tokens, precision);
+    scalar->k_scores(&k, q, n_rows, a, 1, no_next, x, k.tokens, 0, precision);
+    table->k_scores(&k, q, n_rows, a, 1, no_next, y, k.tokens, 0, precision);
     for (r = 0; r < n_rows; r++) {
         double size = 0;
 

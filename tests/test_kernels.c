@@ -374,6 +374,7 @@ static void compare_scores(struct rng *rng, const struct attention_case *c, cons
     const size_t tokens = (size_t)c->n_blocks * c->l.tokens;
     const size_t ld = tokens + rng_below(rng, 3) * 7;
     const struct kivi_next next = {.data = blocks, .is_amd = (int)rng_below(rng, 2)};
+    const int exact_values = (int)rng_below(rng, 2);
     int i, precision;
 
     for (i = 0; i < n_tables; i++) {
@@ -383,7 +384,7 @@ static void compare_scores(struct rng *rng, const struct attention_case *c, cons
             size_t t;
 
             tables[i]->k_scores(&c->l, q, c->n_rows, blocks, c->n_blocks, next, scores, ld,
-                                precision);
+                                exact_values, precision);
             check_rows(expected, c->n_rows, tokens, scores, NULL, ld, i, precision, c->rule,
                        k_margins, c->what);
             for (r = 0; r + 1 < c->n_rows; r++)

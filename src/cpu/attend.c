@@ -127,13 +127,11 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
             kernels->f16_scores(l->dim, w->q, l->dim_pad, task->n_rows, run.data, run.stride,
                                 (uint32_t)n, packed_at(w, t, n, 0).data, scores, KIVI_CHUNK);
         } else {
-            /* Where values are exact, or nearly, nothing hides an error of the scores, and a few tokens may decide
-             * a row: at 2 bits kernels take more digits for fewer tokens. */
-            if (l->bits == 2 && (w->layer->v.bits > 2 || t + n > item->before.v_packed))
-                n = min_u64(n, KIVI_CHUNK / 2);
+            const int exact_values = w->layer->v.bits > 2 || t + n > item->before.v_packed;
+
             n = round_up(n, l->tokens); /* whole blocks; what is beyond `end` is not looked at */
             kernels->k_scores(l, w->q, task->n_rows, run.data, (uint32_t)(n / l->tokens),
-                              packed_at(w, t, n, 0), scores, KIVI_CHUNK,
+                              packed_at(w, t, n, 0), scores, KIVI_CHUNK, exact_values,
                               step->attention.precision);
         }
         t += n;

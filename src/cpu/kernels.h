@@ -57,11 +57,12 @@ struct kivi_kernels {
                        uint32_t first, uint32_t count, void *block);
 
     /* scores[r * ld + t] = q[r] . key[t] for all tokens of n_blocks consecutive key blocks.
-     * q: [n_rows][dim_pad], padding 0. bits 2, 4, 8. With KIVI_STANDARD fewer than 256 tokens are scored
-     * the more exactly, since one of them may decide a row. */
+     * q: [n_rows][dim_pad], padding 0. bits 2, 4, 8. With KIVI_STANDARD at 2 bits scores are the more exact
+     * where a few tokens may decide a row: of fewer than 256, or if `exact_values`, those beside them, hide
+     * nothing of a score's error. */
     void (*k_scores)(const struct kivi_layout *l, const float *q, uint32_t n_rows,
                      const void *blocks, uint32_t n_blocks, struct kivi_next next, float *scores,
-                     size_t ld, kivi_precision precision);
+                     size_t ld, int exact_values, kivi_precision precision);
 
     /* out[r][c] += sum over t of p[r * ld + t] * value[t][c], over the first n_tokens of consecutive value
      * blocks; p >= 0, 0 for a token that does not count and for those beyond n_tokens that fill up its

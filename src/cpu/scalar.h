@@ -18,7 +18,7 @@ void kivi_dequantize_v(const struct kivi_layout *l, const void *block, uint32_t 
 
 void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t n_rows,
                           const void *blocks, uint32_t n_blocks, struct kivi_next next,
-                          float *scores, size_t ld, kivi_precision precision);
+                          float *scores, size_t ld, int exact_values, kivi_precision precision);
 void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_t ld,
                               uint32_t n_rows, const void *blocks, uint32_t n_tokens,
                               struct kivi_next next, float *out, kivi_precision precision);

@@ -9,13 +9,14 @@
 
 void kivi_k_scores_scalar(const struct kivi_layout *l, const float *q, uint32_t n_rows,
                           const void *blocks, uint32_t n_blocks, struct kivi_next next,
-                          float *scores, size_t ld, kivi_precision precision)
+                          float *scores, size_t ld, int exact_values, kivi_precision precision)
 {
     const uint32_t n = 32 / l->bits, mask = (1u << l->bits) - 1u, words = l->dim_pad / n;
     double folded[KIVI_MAX_DIM];
     uint32_t b, r, t, w, i;
 
     (void)next;
+    (void)exact_values;
     (void)precision;
     for (b = 0; b < n_blocks; b++) {
         const char *block = (const char *)blocks + (size_t)b * l->block_bytes;

@@ -23,7 +23,7 @@ struct key_batch {
     uint32_t n_rows, row[MAX_ROWS]; /* of the caller's */
     const float *q[MAX_ROWS];
     struct ahead ahead;
-    int in_digits;
+    int in_digits, exact_values;
     int is_dwarfed; /* all channels but one are next to nothing */
     uint32_t n_outliers;
     struct {
@@ -164,7 +164,6 @@ typedef void score_loop(struct key_batch *b, float *scores, size_t ld);
 /* Of one digit, as a share of what the codes' own quantization does, squared. docs/numerics.md has what rows of outputs
  * come to. */
 #define SHARE_ALLOWED (0.03f * 0.03f)
-#define TOKENS_OF_SHARE 256u /* of fewer, one or two may decide a row: they take two digits */
 
 /* What a score's error may be as such, squared: it is a relative one of its weight. */
 KIVI_INLINE float error_allowed(uint32_t n_digits, uint32_t bits)
@@ -285,7 +284,7 @@ KIVI_INLINE int find_row_steps(struct key_batch *b, uint32_t r, const float *pla
     products = vf_sum(all.products);
     aligned = vf_sum(all.aligned) * middle_code(bits);
     independent = error / code * middle_code(bits) * middle_code(bits);
-    return b->n_blocks * b->l->tokens >= TOKENS_OF_SHARE && error <= SHARE_ALLOWED / 12 * products
+    return error <= SHARE_ALLOWED / 12 * products
            && aligned * aligned <= fmaxf(allowed / 9, 4 * independent)
            && vf_sum(all.tops) <= STANDS_OUT * products;
 }
@@ -506,6 +505,10 @@ static void find_outliers(struct key_batch *b)
     gather_outliers(b);
 }
 
+/* Of fewer tokens one or two may decide a row, and beside exact values nothing hides what a score is off by: there one
+ * digit is too few. */
+#define LEAST_TOKENS 256u
+
 /* Scores of n rows. Leaves in `rows` those for which digits are too few, and returns their number. */
 static uint32_t score_in_digits(struct key_batch *b, const float *q, uint32_t *rows, uint32_t n,
                                 float *scores, size_t ld)
@@ -514,7 +517,8 @@ static uint32_t score_in_digits(struct key_batch *b, const float *q, uint32_t *r
         return score_2_8(b, q, rows, n, scores, ld);
     if (b->l->bits == 4)
         return score_2_4(b, q, rows, n, scores, ld);
-    n = score_1_2(b, q, rows, n, scores, ld);
+    if (!b->exact_values && b->n_blocks * b->l->tokens >= LEAST_TOKENS)
+        n = score_1_2(b, q, rows, n, scores, ld);
     return n > 0 && MOST_DIGITS(2) > 1 ? score_2_2(b, q, rows, n, scores, ld) : n;
 }
 
@@ -538,7 +542,7 @@ static void score_batch(struct key_batch *b, const float *q, uint32_t n, float *
 
 static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_rows,
                      const void *blocks, uint32_t n_blocks, struct kivi_next next, float *scores,
-                     size_t ld, kivi_precision precision)
+                     size_t ld, int exact_values, kivi_precision precision)
 {
     const uint32_t width = (l->dim_pad + SET - 1) / SET * SET;
     const uint32_t room = KEY_NUMBERS / width < KEY_BLOCKS ? KEY_NUMBERS / width : KEY_BLOCKS;
@@ -550,6 +554,7 @@ static void k_scores(const struct kivi_layout *l, const float *q, uint32_t n_row
     b.l = l;
     b.blocks = blocks;
     b.width = width;
+    b.exact_values = exact_values;
     b.in_digits = in_digits(l->bits, n_rows, next, precision);
     for (; n_blocks > 0; n_blocks -= b.n_blocks) {
         b.n_blocks = n_blocks < room ? n_blocks : room;
