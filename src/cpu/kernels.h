@@ -30,7 +30,7 @@
 /* What the caller reads after a call's blocks. A hint: a kernel may ask the memory for it. */
 struct kivi_next {
     const void *data; /* NULL: not known */
-    size_t bytes;
+    size_t bytes;     /* of it: not those of the call, where keys and values have different bits */
     int is_amd;       /* KIVI_CPU_AMD: one stream of requests, not several, and into the nearest cache */
 };
 

@@ -15,7 +15,7 @@
 
 KIVI_INLINE uint32_t streams(uint32_t bits)
 {
-    (void)bits; /* some instruction sets have as many for any */
+    (void)bits; /* some instruction sets have as many at any width */
     return STREAMS(bits);
 }
 
