@@ -279,11 +279,11 @@ KIVI_API kivi_status kivi_seq_reorder(kivi_cache *cache, const kivi_seq *seqs,
                                       const uint32_t *parents, size_t n, kivi_error *error);
 
 /*
- * Finds out before the first layer of a step whether all of its tokens have room: n_new[i] more in every
- * layer of the distinct sequences seqs[i], i < n. The pages and windows that they take are free in the cache
+ * Finds out before the first layer of a step whether all of its tokens have room: n_new[i] more, below 2^32,
+ * in every layer of the distinct sequences seqs[i], i < n. The pages and windows that they take are free in the cache
  * afterwards, and appending these tokens finds them, unless other calls have taken them meanwhile, or
  * kivi_cache_trim has given them back. KIVI_ERROR_CAPACITY or KIVI_ERROR_MEMORY if there is no room,
- * KIVI_ERROR_BUSY if a call is appending to one of them.
+ * KIVI_ERROR_BUSY if a call is appending to one of them; kivi_error.item is the first such sequence.
  */
 KIVI_API kivi_status kivi_seq_reserve(kivi_cache *cache, const kivi_seq *seqs,
                                       const uint64_t *n_new, size_t n, kivi_error *error);

@@ -401,8 +401,8 @@ static void let_go(struct kivi_pool *pool, struct kivi_block *held)
     }
 }
 
-/* Takes all blocks that the sequences' new tokens need and gives them back: all at a time, since what one pool has free is given
- * back for the sake of another. */
+/* Takes all blocks that the sequences' new tokens need, and lets them go: all at a time, since what one pool has free
+ * is given back to the backend for the sake of another. */
 static kivi_status reserve(kivi_cache *cache, struct kivi_sequence *const *sequences,
                            const uint64_t *n_new, size_t n, kivi_error *error)
 {

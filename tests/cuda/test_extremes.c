@@ -23,23 +23,35 @@ static void check_call(struct twins *t, uint64_t n, const kivi_attention *attent
     call_end(&c, what);
 }
 
+/* Steps and chunks behind a prompt, with each of n extremes. */
+static void check_extremes(int shape, const kivi_attention *extremes, size_t n, const char *what)
+{
+    kivi_attention ordinary;
+    struct twins t;
+    size_t i;
+
+    twins_open(&t, 2, shapes[shape].dim, shapes[shape].bits);
+    kivi_attention_init(&ordinary);
+    check_call(&t, 300, &ordinary, "prompt");
+    for (i = 0; i < n; i++) {
+        check_call(&t, 1, &extremes[i], what);
+        check_call(&t, 64, &extremes[i], what);
+    }
+    twins_close(&t);
+}
+
 /* A cap is relative: far above all scores it leaves them as they are, as exactly as without it. */
 START_TEST(caps_far_above_scores)
 {
     static const float caps[] = {30, 1e3f, 1e5f, 1e9f, FLT_MAX, 1e-39f};
-    kivi_attention attention;
-    struct twins t;
-    uint32_t i;
+    kivi_attention attention[6];
+    size_t i;
 
-    twins_open(&t, 2, shapes[_i].dim, shapes[_i].bits);
-    kivi_attention_init(&attention);
-    check_call(&t, 300, &attention, "prompt");
-    for (i = 0; i < sizeof caps / sizeof *caps; i++) {
-        attention.softcap = caps[i];
-        check_call(&t, 1, &attention, "a step with a soft cap");
-        check_call(&t, 64, &attention, "a chunk with a soft cap");
+    for (i = 0; i < 6; i++) {
+        kivi_attention_init(&attention[i]);
+        attention[i].softcap = caps[i];
     }
-    twins_close(&t);
+    check_extremes(_i, attention, 6, "a soft cap");
 }
 END_TEST
 
@@ -47,19 +59,14 @@ END_TEST
 START_TEST(windows_without_end)
 {
     static const uint64_t windows[] = {UINT64_MAX, UINT64_MAX - 150, (uint64_t)1 << 63};
-    kivi_attention attention;
-    struct twins t;
-    uint32_t i;
+    kivi_attention attention[3];
+    size_t i;
 
-    twins_open(&t, 2, shapes[_i].dim, shapes[_i].bits);
-    kivi_attention_init(&attention);
-    check_call(&t, 300, &attention, "prompt");
-    for (i = 0; i < sizeof windows / sizeof *windows; i++) {
-        attention.window = windows[i];
-        check_call(&t, 1, &attention, "a step with an endless window");
-        check_call(&t, 64, &attention, "a chunk with an endless window");
+    for (i = 0; i < 3; i++) {
+        kivi_attention_init(&attention[i]);
+        attention[i].window = windows[i];
     }
-    twins_close(&t);
+    check_extremes(_i, attention, 3, "an endless window");
 }
 END_TEST
 

@@ -63,13 +63,6 @@ void fixture_append(struct fixture *f, uint32_t layer, kivi_seq seq, uint64_t n)
     ck_assert_int_eq(kivi_run(f->cache, layer, &item, 1, NULL, NULL), KIVI_OK);
 }
 
-static void append(struct fixture *f, uint32_t layer, kivi_seq seq, uint64_t n)
-{
-    const kivi_item item = fixture_item(f, seq, n);
-
-    ck_assert_int_eq(kivi_run(f->cache, layer, &item, 1, NULL, NULL), KIVI_OK);
-}
-
 void fixture_open(struct fixture *f, const char *backend)
 {
     kivi_error error;
@@ -80,10 +73,10 @@ void fixture_open(struct fixture *f, const char *backend)
     ck_assert_int_eq(kivi_seq_destroy(f->cache, f->stale, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_seq_create(f->cache, &f->seq, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_seq_create(f->cache, &f->other, NULL), KIVI_OK);
-    append(f, 0, f->seq, 90);
-    append(f, 1, f->seq, 70);
-    append(f, 0, f->other, 33);
-    append(f, 1, f->other, 40);
+    fixture_append(f, 0, f->seq, 90);
+    fixture_append(f, 1, f->seq, 70);
+    fixture_append(f, 0, f->other, 33);
+    fixture_append(f, 1, f->other, 40);
 }
 
 void fixture_open_with_budget(struct fixture *f, const char *backend, uint64_t budget, uint64_t n)
@@ -92,7 +85,7 @@ void fixture_open_with_budget(struct fixture *f, const char *backend, uint64_t b
     f->config.memory_budget = budget;
     ck_assert_int_eq(kivi_cache_create(&f->config, &f->cache, NULL), KIVI_OK);
     ck_assert_int_eq(kivi_seq_create(f->cache, &f->seq, NULL), KIVI_OK);
-    append(f, 0, f->seq, n);
+    fixture_append(f, 0, f->seq, n);
 }
 
 void fixture_close(struct fixture *f)
