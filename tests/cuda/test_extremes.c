@@ -55,6 +55,48 @@ START_TEST(caps_far_above_scores)
 }
 END_TEST
 
+static void cut_all(struct twins *t)
+{
+    kivi_error error;
+    uint32_t i;
+
+    cuda_ok(cudaStreamSynchronize(t->stream));
+    for (i = 0; i < SEQS; i++) {
+        session_ok(kivi_seq_truncate(t->device, t->on_device[i], 0, &error), &error);
+        session_ok(kivi_seq_truncate(t->host, t->on_host[i], 0, &error), &error);
+    }
+}
+
+/* A page is as its memory was: a layer of other bits may have had codes where scales will be, of which some would be
+ * infinite or NaN. Attention reads all of a unit of 32, so what begins one writes it whole. */
+START_TEST(pages_of_other_layers)
+{
+    static const uint64_t lengths[] = {127, 1, 1, 1, 40, 1}; /* steps begin a unit of 32 */
+    const uint8_t bits = (uint8_t)shapes[_i / 2].bits, other = bits == 8 ? 4 : 8, layers[] = {bits, other};
+    kivi_attention attention;
+    struct twins t;
+    int i, j;
+
+    twins_configure(&t, 2, shapes[_i / 2].dim, bits);
+    t.config.layer_k_bits = t.config.layer_v_bits = layers;
+    t.config.n_sink = _i % 2 ? 5 : 0;
+    t.config.residual_length = 32;
+    twins_create(&t);
+    kivi_attention_init(&attention);
+    for (i = 0; i < 2; i++) {
+        struct call c = call_begin_as(&t, 1, SEQS, 230, &attention);
+
+        call_end(&c, "a layer of other bits");
+        cut_all(&t);
+        for (j = 0; j < 6; j++)
+            check_call(&t, lengths[j], &attention, "pages that another layer has used");
+        twins_check_contents(&t, "pages that another layer has used");
+        cut_all(&t);
+    }
+    twins_close(&t);
+}
+END_TEST
+
 /* A window that reaches further back than any token, up to the largest number there is. */
 START_TEST(windows_without_end)
 {
@@ -331,19 +373,22 @@ int main(void)
 {
     const int n_shapes = (int)(sizeof shapes / sizeof *shapes);
     Suite *suite = suite_create("extremes");
-    TCase *numbers = tcase_create("numbers"), *sizes = tcase_create("sizes");
+    TCase *numbers = tcase_create("numbers"), *pages = tcase_create("pages"), *sizes = tcase_create("sizes");
 
     tcase_set_timeout(numbers, 600);
+    tcase_set_timeout(pages, 600);
     tcase_set_timeout(sizes, 600);
     tcase_add_loop_test(numbers, caps_far_above_scores, 0, n_shapes);
     tcase_add_loop_test(numbers, windows_without_end, 0, n_shapes);
     tcase_add_loop_test(numbers, scores_far_below, 0, n_shapes);
     tcase_add_loop_test(numbers, scales_next_to_nothing, 0, n_shapes);
     tcase_add_test(numbers, long_sums_of_one_part);
+    tcase_add_loop_test(pages, pages_of_other_layers, 0, 2 * n_shapes);
     tcase_add_test(sizes, room_for_calls_that_grow);
     tcase_add_test(sizes, room_that_is_just_there);
     tcase_add_test(sizes, too_many_pages_in_a_call);
     suite_add_tcase(suite, numbers);
+    suite_add_tcase(suite, pages);
     suite_add_tcase(suite, sizes);
     return test_main(suite);
 }
