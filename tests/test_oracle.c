@@ -285,6 +285,7 @@ START_TEST(extreme_parameters)
         {"the longest window", 0, 0, UINT64_MAX},
         {"a window of almost all positions", 0, 0, UINT64_MAX - 150},
         {"a scale next to nothing", 0, 1e-44f, 0},
+        {"scores next to alike", 0, 1e-5f, 0},
         {"a scale that lets one token decide", 0, 1e20f, 0},
         {"a negative scale", 0, -0.2f, 0},
     };
@@ -313,6 +314,34 @@ START_TEST(extreme_parameters)
         }
         print_worst(extremes[i].name);
     }
+}
+END_TEST
+
+/* Where scores hardly differ, as of a head that looks at nothing, or are cut off at a low cap, many weights are rounded
+ * alike: over thousands of tokens quantization averages out, and that does not. */
+START_TEST(alike_scores)
+{
+    static const struct {
+        uint32_t bits;
+        float softcap, scale;
+    } cases[] = {{2, 0, 1e-5f}, {4, 0, 1e-5f}, {4, 0, 1e-4f}, {4, 0.3f, 0}, {4, 10, 0}};
+    const struct model_item prompt = {0, 3000, 2, 0}, step = {0, 1, 1, 0}, few = {0, 5, 5, 0}, chunk = {0, 40, 40, 0};
+    const kivi_config config = model_plain_config(4, 2, 64, cases[_i].bits);
+    kivi_attention attention;
+    struct model m;
+
+    kivi_attention_init(&attention);
+    attention.softcap = cases[_i].softcap;
+    attention.scale = cases[_i].scale;
+    reset_worst();
+    model_open(&m, "scores that hardly differ", &config, 1, &fill_ordinary, test_seed(0xa11c) + (uint64_t)_i);
+    model_call(&m, 0, &prompt, 1, &attention, 0);
+    model_call(&m, 0, &step, 1, &attention, 0);
+    model_call(&m, 0, &few, 1, &attention, 0);
+    model_call(&m, 0, &chunk, 1, &attention, 0);
+    model_check(&m, worst);
+    model_close(&m);
+    print_worst("scores that hardly differ");
 }
 END_TEST
 
@@ -416,6 +445,7 @@ int main(void)
     tcase_add_test(bounds, keys_whose_values_are_exact);
     tcase_add_loop_test(bounds, many_sinks, 0, 3);
     tcase_add_loop_test(bounds, extreme_parameters, 0, 2);
+    tcase_add_loop_test(bounds, alike_scores, 0, 5);
     tcase_add_test(bounds, repeating_weights);
     tcase_add_loop_test(bounds, alike_queries, 0,
                         (int)(sizeof seeds_of_alike / sizeof *seeds_of_alike));

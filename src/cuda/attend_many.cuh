@@ -23,6 +23,9 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
     using shape = typename pieces::shape;
     using pieces::item, pieces::packed, pieces::s, pieces::segment, pieces::shared;
     static constexpr int STEPS = D / 16, COLUMNS = D / 8;
+    /* Precise, values' codes are taken less this, and minima with as many steps more. What rounding does to weights times
+     * scales is alike where these are: times codes of both signs it does not add up. */
+    static constexpr int MIDDLE = precise && VB < 16 ? 1 << (VB - 1) : 0;
 
     uint32_t base; /* of shared memory, its address there */
     uint32_t warp, lane, g, t, group_shift;
@@ -385,26 +388,51 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
         }
     }
 
+    /* Whether one of the rows has weights that are alike. */
+    __device__ __forceinline__ bool sees_alike() const
+    {
+        return __any_sync(0xffffffffu, kivi_cuda_are_alike(p[0][0], p[0][2], p[1][0], p[1][2])
+                                           || kivi_cuda_are_alike(p[0][1], p[0][3], p[1][1], p[1][3]));
+    }
+
     /* ------------------------------------------------------------- output */
 
-    /* The values' minima, and the weights themselves. */
-    template <bool low> __device__ __forceinline__ void sum_rest(const unsigned char *minima)
+    /* What codes of MIDDLE stand for, in two numbers: `min` becomes the first, the second is returned. */
+    static __device__ __forceinline__ uint32_t find_middle(uint32_t scale, uint32_t &min)
+    {
+        const float2 step = __half22float2(kivi_cuda_half2(scale)), from = __half22float2(kivi_cuda_half2(min));
+        const float x = fmaf(MIDDLE, step.x, from.x), y = fmaf(MIDDLE, step.y, from.y);
+        const __half2 high = __floats2half2_rn(x, y);
+
+        min = kivi_cuda_bits(high);
+        return kivi_cuda_bits(__floats2half2_rn(x - __low2float(high), y - __high2float(high)));
+    }
+
+    /* What codes that are 0 stand for, and the weights themselves. */
+    template <bool low>
+    __device__ __forceinline__ void sum_rest(const unsigned char *scales, const unsigned char *minima)
     {
         float part[4] = {0, 0, 0, 0}, *to = low ? part : rest;
 
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            uint32_t a = g == 7 ? 0x3c003c00u : 0, b = a;
+            uint32_t a = g == 7 ? 0x3c003c00u : 0, b = a, a_low = 0, b_low = 0;
 
             if (minima && g < s.v.n_groups) {
-                const uint32_t *min = (const uint32_t *)(minima + 64 * g) + 8 * i + t;
+                const uint32_t at = 16 * g + 8 * i + t;
 
-                a = min[0];
-                b = min[4];
+                a = ((const uint32_t *)minima)[at];
+                b = ((const uint32_t *)minima)[at + 4];
+                if (MIDDLE > 0) {
+                    a_low = find_middle(((const uint32_t *)scales)[at], a);
+                    b_low = find_middle(((const uint32_t *)scales)[at + 4], b);
+                }
             }
             multiply(to, p[i], a, b);
             if (low)
                 multiply(to, p_low[i], a, b);
+            if (MIDDLE > 0 && minima)
+                multiply(to, p[i], a_low, b_low);
         }
         if (low)
 #pragma unroll
@@ -498,7 +526,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
             hide(piece, score);
         if (VB == 16 || !piece.is(kivi_cuda_piece::V_CODES)) {
             weigh<true>(score, by);
-            sum_rest<true>(NULL);
+            sum_rest<true>(NULL, NULL);
             sum_rows(values);
             return;
         }
@@ -508,13 +536,18 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
 
         /* Weights are at most 2^14: in one number their products with scales of 2^-11 to below 4 stay in f16's
          * normal range. */
-        if (precise || largest - 0x1000u >= 0x4400u - 0x1000u) {
+        bool low = precise || largest - 0x1000u >= 0x4400u - 0x1000u;
+
+        if (!low) {
+            weigh<false>(score, by);
+            low = sees_alike();
+        }
+        if (low) {
             weigh<true>(score, by);
-            sum_rest<true>(minima);
+            sum_rest<true>(scales, minima);
             sum_codes<true>(values, at + shape::V_SCALES, kivi_cuda_raise(largest, 0));
         } else {
-            weigh<false>(score, by);
-            sum_rest<false>(minima);
+            sum_rest<false>(scales, minima);
             sum_codes<false>(values, at + shape::V_SCALES, 0);
         }
     }

@@ -462,8 +462,7 @@ __device__ __forceinline__ void kivi_cuda_sum_codes(F &f, const unsigned char *s
         kivi_cuda_sum_packed<precise>(f, shared, keep);
 }
 
-/* A unit of codes that every row sees in full. False: it is to be done precisely, and nothing has
- * changed. */
+/* A unit of codes that every row sees in full. False: it is to be done precisely, and is not part of any sum yet. */
 template <bool precise, class F>
 __device__ __forceinline__ bool kivi_cuda_plain_unit(F &f, const unsigned char *shared)
 {
@@ -478,6 +477,8 @@ __device__ __forceinline__ bool kivi_cuda_plain_unit(F &f, const unsigned char *
     }
     f.cap(score);
     f.template weigh<precise>(score);
+    if (!precise && __any_sync(0xffffffffu, kivi_cuda_are_alike(f.p[0], f.p[1], f.p[2], f.p[3])))
+        return false;
     kivi_cuda_sum_rest<precise>(f, shared, true, NULL);
     kivi_cuda_sum_codes<precise>(f, shared, NULL);
     return true;

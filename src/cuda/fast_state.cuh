@@ -23,6 +23,20 @@ template <int D> struct kivi_cuda_queries {
     float largest[KIVI_CUDA_ROWS]; /* and its largest number, as it was before */
 };
 
+#define KIVI_CUDA_ALIKE 0x3c583c58u /* 1.086 */
+
+/* Whether a lane's 8 weights of a row are alike: the largest below 1.086 times the least. Rounded to one f16, and times
+ * scales that mostly are alike, too, they would all be off alike, which adds up: they are to be two numbers. Of weights
+ * that are 0 nothing is lost. */
+__device__ __forceinline__ bool kivi_cuda_are_alike(uint32_t a, uint32_t b, uint32_t c, uint32_t d)
+{
+    const __half2 w[4] = {kivi_cuda_half2(a), kivi_cuda_half2(b), kivi_cuda_half2(c), kivi_cuda_half2(d)};
+    const __half2 least = __hmin2(__hmin2(w[0], w[1]), __hmin2(w[2], w[3]));
+    const __half2 most = __hmax2(__hmax2(w[0], w[1]), __hmax2(w[2], w[3]));
+
+    return __hblt2(most, __hmul2(least, kivi_cuda_half2(KIVI_CUDA_ALIKE)));
+}
+
 /* A token's place in unit u; beyond it, the nearest end. */
 __device__ __forceinline__ uint32_t kivi_cuda_in_unit(uint32_t u, uint64_t token)
 {
@@ -276,24 +290,21 @@ __device__ __forceinline__ int kivi_cuda_query_exponent(float largest)
     return largest > 0x1p-100f ? 126 + KIVI_CUDA_QUERY_BITS - (int)(__float_as_uint(largest) >> 23) : 100;
 }
 
-/* A row of queries, by a warp: the lane's N numbers times `by`, zeros if there is no such row. Returns the largest of
- * the row. */
+/* A row of queries, by a warp: the lane's N numbers times `by`; in places beyond the last row that one again, as weights
+ * of zeros would be alike. Returns the largest of the row. */
 template <int N>
 __device__ __forceinline__ float kivi_cuda_load_query(const kivi_cuda_step &s, const kivi_cuda_item &item,
-                                                      const kivi_cuda_segment &segment, uint32_t row, uint32_t n_rows,
+                                                      const kivi_cuda_segment &segment, uint32_t place, uint32_t n_rows,
                                                       float by, float x[N])
 {
+    const uint32_t row = min(place, n_rows - 1);
     const uint32_t token = kivi_cuda_query(s, segment.tile, row), lane = threadIdx.x % 32;
     const uint32_t q_head = kivi_cuda_query_head(s, segment, row, token);
     const int64_t at = (int64_t)token * item.q_token + (int64_t)q_head * item.q_head;
     float max = 0;
     bool finite = true;
 
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        x[i] = 0;
-    if (row < n_rows)
-        kivi_cuda_load_floats<N>(item.q, item.q_type, at + N * lane, x);
+    kivi_cuda_load_floats<N>(item.q, item.q_type, at + N * lane, x);
 #pragma unroll
     for (int i = 0; i < N; i++) {
         finite = finite && fabsf(x[i] * s.scale) <= 1e30f;

@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(KIVI_CUDA_MANY_THREADS, precise ? 2 : 3)
         if (more)
             f.fetch(piece, 1 - stage);
         if (now.is(kivi_cuda_piece::K_CODES | kivi_cuda_piece::V_CODES)) {
-            f.unpack(now, stage);
+            f.template unpack<f.MIDDLE>(now, stage);
             __syncthreads();
         }
         if (has_rows)

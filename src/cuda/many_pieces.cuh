@@ -155,18 +155,18 @@ template <int D, int KB, int VB> struct kivi_cuda_pieces {
         kivi_cuda_copy_commit();
     }
 
-    /* Codes to their tiles, by all threads. */
-    __device__ __forceinline__ void unpack(const kivi_cuda_piece &piece, uint32_t stage) const
+    /* Codes to their tiles, those of values less `middle`, by all threads. */
+    template <int middle> __device__ __forceinline__ void unpack(const kivi_cuda_piece &piece, uint32_t stage) const
     {
         const unsigned char *from = packed(stage);
 
         if constexpr (KB < 16)
             if (piece.is(kivi_cuda_piece::K_CODES))
-                kivi_cuda_unpack<D, KB, true>((const uint32_t *)from, shared + shape::KEYS + stage * shape::TILE);
+                kivi_cuda_unpack<D, KB, true, 0>((const uint32_t *)from, shared + shape::KEYS + stage * shape::TILE);
         if constexpr (VB < 16)
             if (piece.is(kivi_cuda_piece::V_CODES))
-                kivi_cuda_unpack<D, VB, false>((const uint32_t *)(from + shape::V_CODES),
-                                               shared + shape::VALUES + stage * shape::TILE);
+                kivi_cuda_unpack<D, VB, false, middle>((const uint32_t *)(from + shape::V_CODES),
+                                                       shared + shape::VALUES + stage * shape::TILE);
     }
 };
 

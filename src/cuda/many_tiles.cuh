@@ -87,8 +87,9 @@ template <int WIDTH> __device__ __forceinline__ uint32_t kivi_cuda_many_chunk(ui
     return WIDTH == 32 ? row * 4 + (chunk ^ (row / 2 & 3)) : kivi_cuda_row_chunk<WIDTH, 0>(row, chunk);
 }
 
-/* A word's codes as pairs of f16. */
-template <int BITS> __device__ __forceinline__ void kivi_cuda_take_codes(uint32_t word, uint32_t y[16 / BITS])
+/* A word's codes as pairs of f16, less `middle`. */
+template <int BITS, int middle>
+__device__ __forceinline__ void kivi_cuda_take_codes(uint32_t word, uint32_t y[16 / BITS])
 {
     const uint32_t pair[2] = {__byte_perm(word, 0, 0x4140), __byte_perm(word, 0, 0x4342)};
     constexpr uint32_t mask = ((1u << BITS) - 1u) * 0x00010001u;
@@ -99,7 +100,7 @@ template <int BITS> __device__ __forceinline__ void kivi_cuda_take_codes(uint32_
 
         /* 1024 + code * 2^up, made the code: exactly. */
         y[i] = kivi_cuda_fma2((pair[i % 2] & mask << up) | 0x64006400u, kivi_cuda_power2(-up),
-                              kivi_cuda_power2(10 - up) ^ 0x80008000u);
+                              kivi_cuda_bits(__float2half2_rn(-(float)((1024 >> up) + middle))));
     }
 }
 
@@ -118,8 +119,8 @@ __device__ __forceinline__ void kivi_cuda_store_word(unsigned char *tile, uint32
     }
 }
 
-/* A unit's codes to their tile, by all threads: keys in rows of tokens, values in rows of channels. */
-template <int D, int BITS, bool keys>
+/* A unit's codes, less `middle`, to their tile, by all threads: keys in rows of tokens, values in rows of channels. */
+template <int D, int BITS, bool keys, int middle>
 __device__ __forceinline__ void kivi_cuda_unpack(const uint32_t *codes, unsigned char *tile)
 {
     constexpr uint32_t N = 32 / BITS, ROWS = keys ? KIVI_CUDA_UNIT : D, WIDTH = keys ? D : KIVI_CUDA_UNIT;
@@ -131,7 +132,7 @@ __device__ __forceinline__ void kivi_cuda_unpack(const uint32_t *codes, unsigned
         const uint32_t word = threadIdx.x + i * KIVI_CUDA_MANY_THREADS;
         uint32_t y[N / 2];
 
-        kivi_cuda_take_codes<BITS>(codes[word], y);
+        kivi_cuda_take_codes<BITS, middle>(codes[word], y);
         kivi_cuda_store_word<BITS, WIDTH>(tile, word % ROWS, word / ROWS, y);
     }
 }
