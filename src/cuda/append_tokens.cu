@@ -89,11 +89,8 @@ __device__ void append(const kivi_cuda_step &s, const kivi_cuda_item &item, cons
     store_rows(s, rows, index, is_value, lane, 32);
 }
 
-/*
- * Grid: (keys and values of each head, items). With `beside`, the call's attention is the kernel before, and may
- * still run: all before it is done, or this kernel would not have started, and it reads no row and no code that is
- * written here. So the next call's attention may start, too, and find its work while this one's ends.
- */
+/* Grid: (keys and values of each head, items). With `beside`, the call's attention is the kernel before, and may still
+ * run (overlap.cuh). So the next call's attention may start, too, and find its work while this one's ends. */
 __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi_cuda_step s, bool beside)
 {
     const uint32_t head = blockIdx.x / 2, index = blockIdx.y;
@@ -119,10 +116,6 @@ __global__ void __launch_bounds__(32) append_tokens(const __grid_constant__ kivi
 cudaError_t kivi_cuda_append_tokens(const kivi_cuda_step *step, const kivi_cuda_append_plan *plan, bool attended,
                                     cudaStream_t stream)
 {
-    /* Tables are uploaded by a kernel of their own, which has to be waited for. So has attention if the gate counts: it
-     * may yet find a query that is not finite, and of windows what is older than all that it reads is visible, too. */
-    const bool beside = attended && step->overlap && !step->tables && !step->gate && !plan->replaces_rows;
-
-    return kivi_cuda_launch(append_tokens, dim3(2 * step->n_kv_heads, step->n_items), 32, 0, stream,
-                            step->overlap, *step, beside);
+    return kivi_cuda_launch(append_tokens, dim3(2 * step->n_kv_heads, step->n_items), 32, 0, stream, step->overlap,
+                            *step, kivi_cuda_runs_beside(step, plan->replaces_rows, attended));
 }

@@ -12,6 +12,7 @@
 #define KIVI_CUDA_ATTEND_FAST_CUH
 
 #include "fast_rows.cuh"
+#include "overlap.cuh"
 
 /* Units of a warp in one round, at most: those that it left out are bits of the lanes' words. */
 #define KIVI_CUDA_ROUND 1024u

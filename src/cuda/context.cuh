@@ -36,11 +36,6 @@ struct kivi_cuda_path {
     bool fast;
 };
 
-/* Tokens that became codes in a call, at most, of one sequence. */
-struct kivi_cuda_news {
-    uint64_t k, v;
-};
-
 struct kivi_cuda_context {
     const struct kivi_geometry *geometry;
     kivi_allocator allocator;
@@ -121,6 +116,29 @@ const kivi_cuda_split *kivi_cuda_choose_split(const kivi_cuda_path *path, const 
  * device runs at a time. */
 uint32_t kivi_cuda_divide_work(const kivi_cuda_step *s, const kivi_cuda_item *items, const kivi_cuda_work *work,
                                const kivi_cuda_split *split, kivi_cuda_start *starts);
+
+/* Where a step goes. */
+struct kivi_cuda_target {
+    cudaStream_t stream;
+    uint64_t number; /* the stream's, or of those of one capture its handle */
+    bool captured;
+    unsigned long long capture; /* which one */
+};
+
+/* streams.cu; with the context's lock. */
+kivi_cuda_target kivi_cuda_find_target(cudaStream_t stream);
+
+/* The stream waits for what the cache did last elsewhere. A capture waits for what was captured with it; for all that
+ * was not it cannot, so the host does. */
+cudaError_t kivi_cuda_wait_for_others(kivi_cuda_context *c, const kivi_cuda_target &to);
+
+/* Notes where the step went, once it is launched. */
+cudaError_t kivi_cuda_note_step(kivi_cuda_context *c, const kivi_cuda_target &to);
+
+/* What the call before this one made codes of, and may still be writing, for the next call to be replaced. In a graph
+ * that is one of the same capture; where it is not known which came before, or the last one was not launched, all that it
+ * may be. */
+kivi_cuda_news *kivi_cuda_find_last(kivi_cuda_context *c, const kivi_cuda_target &to);
 
 /* run.cu */
 kivi_status kivi_cuda_begin(void *context, struct kivi_step *step, kivi_error *error);

@@ -2,31 +2,7 @@
 #ifndef KIVI_CUDA_KERNELS_CUH
 #define KIVI_CUDA_KERNELS_CUH
 
-#include "step.cuh"
-
-/* Starts a kernel that may overlap with the one before it: it has to call kivi_cuda_wait_for_stream, which
- * is there only if `overlap`: kivi_cuda_can_overlap. */
-template <class Argument, class... More>
-cudaError_t kivi_cuda_launch(void (*kernel)(Argument, More...), dim3 grid, uint32_t threads,
-                             size_t shared, cudaStream_t stream, bool overlap,
-                             const Argument &argument, More... more)
-{
-    cudaLaunchAttribute attribute = {};
-    cudaLaunchConfig_t config = {};
-
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    config.gridDim = grid;
-    config.blockDim = dim3(threads);
-    config.dynamicSmemBytes = shared;
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = overlap ? 1 : 0;
-    return cudaLaunchKernelEx(&config, kernel, argument, more...);
-}
-
-/* Whether the kernels that the current device runs were compiled to wait. */
-bool kivi_cuda_can_overlap();
+#include "overlap.cuh"
 
 /* Attention of the step's parts, for one combination of dimension and bits. */
 typedef cudaError_t (*kivi_cuda_attend)(const kivi_cuda_step *step, cudaStream_t stream);

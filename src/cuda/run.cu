@@ -344,132 +344,10 @@ kivi_status take_bad(kivi_cuda_context *c, bool earlier, kivi_error *error)
     return earlier ? status : kivi_blame_item(error, status, (size_t)item);
 }
 
-/* Where a step goes. */
-struct target {
-    cudaStream_t stream;
-    uint64_t number; /* the stream's, or of those of one capture its handle */
-    bool captured;
-    unsigned long long capture; /* which one */
-};
-
-constexpr uint64_t DEFAULT_STREAM = 0, NO_NUMBER = UINT64_MAX;
-
-/* Numbers tell streams apart, and handles do not: cudaStreamPerThread is another stream in every thread, and what one
- * had that was destroyed, the next one may have. */
-uint64_t number_of(cudaStream_t stream)
-{
-#if CUDART_VERSION >= 12000
-    unsigned long long number;
-
-    if (cudaStreamGetId(stream, &number) == cudaSuccess)
-        return number + 1; /* none of the others above */
-    (void)cudaGetLastError();
-#else
-    (void)stream;
-#endif
-    return NO_NUMBER;
-}
-
-/* A stream that is captured must not be asked for its number: that would end the capture. */
-target find_target(cudaStream_t stream)
-{
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    target to = {stream, DEFAULT_STREAM, false, 0};
-
-    if (stream == NULL || stream == cudaStreamLegacy)
-        return to;
-    if (cudaStreamGetCaptureInfo(stream, &status, &to.capture) != cudaSuccess)
-        (void)cudaGetLastError();
-    to.captured = status != cudaStreamCaptureStatusNone;
-    if (!to.captured)
-        to.number = number_of(stream);
-    else
-        to.number = stream == cudaStreamPerThread ? NO_NUMBER : (uint64_t)(uintptr_t)stream;
-    return to;
-}
-
-/* Whether the cache's last step, or the last that was captured, may be on another stream. */
-bool was_elsewhere(uint64_t last, const target &to)
-{
-    return last != to.number || to.number == NO_NUMBER;
-}
-
-bool is_same_capture(const kivi_cuda_context *c, const target &to)
-{
-    return c->capture_pending && c->capture == to.capture;
-}
-
-/* The stream waits for what the cache did last elsewhere. A capture waits for what was captured with it; for all that
- * was not it cannot, so the host does. */
-cudaError_t wait_for_others(kivi_cuda_context *c, const target &to)
-{
-    cudaError_t code = cudaSuccess;
-
-    if (c->step_pending && (to.captured || was_elsewhere(c->stream, to)))
-        code = to.captured ? cudaEventSynchronize(c->stepped)
-                           : cudaStreamWaitEvent(to.stream, c->stepped, 0);
-    if (code == cudaSuccess && c->copy_pending) {
-        code = to.captured ? cudaEventSynchronize(c->copied)
-                           : cudaStreamWaitEvent(to.stream, c->copied, 0);
-        c->copy_pending = code != cudaSuccess;
-    }
-    if (code == cudaSuccess && to.captured && is_same_capture(c, to) && was_elsewhere(c->captured_on, to))
-        code = cudaStreamWaitEvent(to.stream, c->captured, 0);
-    return code;
-}
-
-/* Notes where the step went. */
-cudaError_t note(kivi_cuda_context *c, const target &to)
-{
-    if (to.captured) {
-        c->capture = to.capture;
-        c->captured_on = to.number;
-        c->capture_pending = true;
-        return cudaEventRecord(c->captured, to.stream);
-    }
-    c->stream = to.number;
-    c->step_pending = true;
-    return cudaEventRecord(c->stepped, to.stream);
-}
-
-/*
- * What attention may read before the kernel ahead of it in the stream has ended. The first kernel of a call lets
- * the next one start when all before it is done, so of all calls only the last can still be writing; and at most
- * so many tokens became codes in it, `last`, as in the item of which most did. (A kernel of the caller's between the
- * two may let the next one start sooner, and changes nothing in that.) Returns how many do in this one.
- */
-kivi_cuda_news settle(const kivi_cuda_news &last, const kivi_step *step, kivi_cuda_item *items)
-{
-    kivi_cuda_news now = {0, 0};
-
-    for (size_t i = 0; i < step->n_items; i++) {
-        const kivi_span *before = &step->items[i].before, *after = &step->items[i].after;
-        const uint64_t k = before->k_packed > last.k ? before->k_packed - last.k : 0;
-        const uint64_t v = before->v_packed > last.v ? before->v_packed - last.v : 0;
-
-        if (items[i].n_tiles) /* others wait */
-            items[i].settled = (uint32_t)((k < v ? k : v) / KIVI_CUDA_UNIT);
-        if (after->k_packed - before->k_packed > now.k)
-            now.k = after->k_packed - before->k_packed;
-        if (after->v_packed - before->v_packed > now.v)
-            now.v = after->v_packed - before->v_packed;
-    }
-    return now;
-}
-
-/* What the call before this one may still be writing. In a graph that is one of the same capture; where it is not known
- * which came before, or the last one was not launched, all that it may be. */
-kivi_cuda_news *find_last(kivi_cuda_context *c, const target &to)
-{
-    if (to.captured && !is_same_capture(c, to))
-        c->last_captured = {UINT64_MAX, UINT64_MAX};
-    return to.captured ? &c->last_captured : &c->last;
-}
-
-cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, const target &to)
+cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, const kivi_cuda_target &to)
 {
     const cudaStream_t stream = to.stream;
-    kivi_cuda_news *last = find_last(c, to), now;
+    kivi_cuda_news *last = kivi_cuda_find_last(c, to), now;
     kivi_cuda_step *s = &p->args;
     kivi_cuda_append_plan append;
     cudaError_t code = cudaSuccess;
@@ -484,7 +362,7 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cons
         code = cudaMemcpyAsync(c->staging.memory, p->staging, p->input_bytes, cudaMemcpyHostToDevice,
                                stream);
     }
-    now = settle(*last, step, (kivi_cuda_item *)p->tables);
+    now = kivi_cuda_settle(*last, step, (kivi_cuda_item *)p->tables);
     *last = {now.k > last->k ? now.k : last->k, now.v > last->v ? now.v : last->v}; /* until all is launched */
     append = kivi_cuda_plan_append(s, (kivi_cuda_item *)p->tables);
     if (p->table_bytes <= KIVI_CUDA_INLINE) {
@@ -512,14 +390,14 @@ cudaError_t launch(kivi_cuda_context *c, const kivi_step *step, pending *p, cons
 
 kivi_status apply_step(kivi_cuda_context *c, const kivi_step *step, pending *p, kivi_error *error)
 {
-    const target to = find_target((cudaStream_t)step->attention.stream);
+    const kivi_cuda_target to = kivi_cuda_find_target((cudaStream_t)step->attention.stream);
     kivi_status status;
     cudaError_t code, noted;
 
     if (to.captured && !c->on_device)
         return kivi_fail(error, KIVI_ERROR_UNSUPPORTED,
                          "a call on arrays in host memory cannot be captured in a graph");
-    code = wait_for_others(c, to);
+    code = kivi_cuda_wait_for_others(c, to);
     if (code == cudaSuccess)
         code = launch(c, step, p, to);
     if (!c->on_device) {
@@ -533,7 +411,7 @@ kivi_status apply_step(kivi_cuda_context *c, const kivi_step *step, pending *p, 
             unstage(step, p);
         return status;
     }
-    noted = note(c, to);
+    noted = kivi_cuda_note_step(c, to);
     return kivi_cuda_status(code != cudaSuccess ? code : noted, "kivi_run on the device", error);
 }
 

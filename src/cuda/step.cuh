@@ -109,30 +109,6 @@ struct kivi_cuda_step {
 
 #ifdef __CUDACC__
 
-/* ------------------------------------------- kernels of a stream, one after the other */
-
-/* When all blocks have been here, the next kernel may start. */
-__device__ __forceinline__ void kivi_cuda_let_next_start()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-/*
- * From compute capability 9.0 on, a kernel of ours may start while the one before it in the stream still runs
- * (kivi_cuda_launch), find its work from its arguments, and begin to read codes that are settled. Then it waits:
- * until all that was before is done and can be seen. Only then does it let the next one start (run.cu: settle), but
- * for append_tokens.cu. Every block waits, even one without work: whoever waits for its kernel relies on that.
- */
-__device__ __forceinline__ void kivi_cuda_wait_for_stream()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-    kivi_cuda_let_next_start();
-}
-
 /* ------------------------------------------------------------------ tables */
 
 __host__ __device__ __forceinline__ const unsigned char *kivi_cuda_tables(const kivi_cuda_step &s)

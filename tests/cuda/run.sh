@@ -29,7 +29,7 @@ run() {
 for stage; do
     case $stage in
     tests)
-        for test in schedule golden batch oracle parts seq forks reserve room truncate save drop busy faults \
+        for test in overlap schedule golden batch oracle parts seq forks reserve room truncate save drop busy faults \
             stress threads device devices order extremes; do
             run "$test" "$build/tests/cuda/test_cuda_$test"
         done
