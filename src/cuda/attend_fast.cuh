@@ -254,11 +254,11 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
         do {
             const kivi_cuda_round<shape> round(plain, n_done);
             const kivi_cuda_share share(round.end - round.begin, round.last ? kivi_cuda_n_edges(segment, plain) : 0,
-                                        item.edge_cost);
+                                        item.few.edge_cost);
             kivi_cuda_stream<shape, decltype(f)> stream(f, share, round.begin, mine);
             uint32_t left_out;
 
-            if (!waited && plain.end > item.settled) {
+            if (!waited && plain.end > item.few.settled) {
                 kivi_cuda_wait_for_stream();
                 waited = true;
             }

@@ -21,18 +21,18 @@ __device__ __forceinline__ kivi_cuda_many_task kivi_cuda_find_many_task(const ki
     task.segment.item = 0;
     for (;; item++, at -= n, task.segment.item++) {
         n_tiles = kivi_cuda_many_tiles(*item, s.heads_per_kv.by);
-        n = n_tiles ? n_tiles * s.n_kv_heads * item->n_splits : 0;
+        n = n_tiles ? n_tiles * s.n_kv_heads * item->many.n_splits : 0;
         if (at < n)
             break;
     }
-    task.split = at % item->n_splits;
-    at /= item->n_splits;
+    task.split = at % item->many.n_splits;
+    at /= item->many.n_splits;
     task.segment.head = at % s.n_kv_heads;
     at = n_tiles - 1 - at / s.n_kv_heads; /* those that see most come first */
     task.segment.tile = at * (KIVI_CUDA_MANY_ROWS / KIVI_CUDA_ROWS);
     rows = item->n_q * s.heads_per_kv.by - at * KIVI_CUDA_MANY_ROWS;
     task.n_rows = rows < KIVI_CUDA_MANY_ROWS ? rows : KIVI_CUDA_MANY_ROWS;
-    task.partial = item->first_partial + (at * s.n_kv_heads + task.segment.head) * item->n_splits;
+    task.partial = item->many.first_partial + (at * s.n_kv_heads + task.segment.head) * item->many.n_splits;
     return task;
 }
 
@@ -48,8 +48,8 @@ __device__ __forceinline__ void kivi_cuda_find_many_tokens(const kivi_cuda_step 
     const uint64_t from = (first < stop ? first : stop) / KIVI_CUDA_UNIT;
     const uint64_t units = (stop + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT - from;
 
-    *begin = (from + units * task.split / item.n_splits) * KIVI_CUDA_UNIT;
-    *end = (from + units * (task.split + 1) / item.n_splits) * KIVI_CUDA_UNIT;
+    *begin = (from + units * task.split / item.many.n_splits) * KIVI_CUDA_UNIT;
+    *end = (from + units * (task.split + 1) / item.many.n_splits) * KIVI_CUDA_UNIT;
     *end = *end < stop ? *end : stop;
 }
 
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(KIVI_CUDA_MANY_THREADS, precise ? 2 : 3)
             const float2 ends = *(const float2 *)&result[KIVI_CUDA_MANY_ROWS * D + 2 * row];
             const kivi_cuda_quad quad = {*(const float4 *)&result[row * D + c], ends.x, ends.y};
 
-            if (item.n_splits == 1) {
+            if (item.many.n_splits == 1) {
                 kivi_cuda_put(s, item, task.segment, row, c, quad);
             } else {
                 float *to = partials + (task.partial + task.split) * kivi_cuda_many_floats(D);
@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(256)
 {
     const kivi_cuda_many_task task = kivi_cuda_find_many_task(s, blockIdx.x);
     const kivi_cuda_item &item = kivi_cuda_items(s)[task.segment.item];
-    const uint32_t n = item.n_splits, c = 4 * (threadIdx.x % 32);
+    const uint32_t n = item.many.n_splits, c = 4 * (threadIdx.x % 32);
     const float *from = partials + task.partial * kivi_cuda_many_floats(D);
 
     if (task.split != 0 || n == 1 || c >= D)

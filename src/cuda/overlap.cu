@@ -10,7 +10,7 @@ kivi_cuda_news kivi_cuda_settle(const kivi_cuda_news &last, const kivi_step *ste
         const uint64_t v = before->v_packed > last.v ? before->v_packed - last.v : 0;
 
         if (items[i].n_tiles) /* others wait */
-            items[i].settled = (uint32_t)((k < v ? k : v) / KIVI_CUDA_UNIT);
+            items[i].few.settled = (uint32_t)((k < v ? k : v) / KIVI_CUDA_UNIT);
         if (after->k_packed - before->k_packed > now.k)
             now.k = after->k_packed - before->k_packed;
         if (after->v_packed - before->v_packed > now.v)

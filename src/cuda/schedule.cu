@@ -14,7 +14,7 @@ struct place {
 uint64_t unit_start(const kivi_cuda_item &item, uint32_t unit)
 {
     return unit <= item.n_cheap ? unit
-                                : item.n_cheap + (uint64_t)(unit - item.n_cheap) * item.edge_cost;
+                                : item.n_cheap + (uint64_t)(unit - item.n_cheap) * item.few.edge_cost;
 }
 
 /* The first unit of a task that starts at `cost` or later. */
@@ -22,7 +22,7 @@ uint32_t unit_at(const kivi_cuda_item &item, uint64_t cost)
 {
     if (cost <= item.n_cheap)
         return (uint32_t)cost;
-    cost = (cost - item.n_cheap + item.edge_cost - 1) / item.edge_cost + item.n_cheap;
+    cost = (cost - item.n_cheap + item.few.edge_cost - 1) / item.few.edge_cost + item.n_cheap;
     return cost < item.n_units ? (uint32_t)cost : item.n_units;
 }
 
@@ -63,7 +63,7 @@ bool is_many(const kivi_layer_geometry *l, const kivi_cuda_item &item, uint64_t 
 
     return rows >= KIVI_CUDA_MANY
            && blocks * (codes_cost * codes + rows_cost * of_rows)
-                  <= item.n_tiles * (codes + item.edge_cost * of_rows);
+                  <= item.n_tiles * (codes + item.few.edge_cost * of_rows);
 }
 
 /* Items of attend_many.cuh: splits of their tokens, as many as its blocks run at a time, and each item's blocks. False
@@ -81,10 +81,10 @@ bool divide_many(const kivi_step *step, kivi_cuda_item *items, uint32_t many_blo
 
         if (tasks == 0)
             continue;
-        items[i].n_splits = (uint32_t)(splits < 1 ? 1 : splits);
-        items[i].first_partial = (uint32_t)partials;
-        blocks += tasks * items[i].n_splits;
-        partials += items[i].n_splits > 1 ? tasks * items[i].n_splits : 0;
+        items[i].many.n_splits = (uint32_t)(splits < 1 ? 1 : splits);
+        items[i].many.first_partial = (uint32_t)partials;
+        blocks += tasks * items[i].many.n_splits;
+        partials += items[i].many.n_splits > 1 ? tasks * items[i].many.n_splits : 0;
         if (blocks > INT32_MAX)
             return false;
     }
@@ -209,7 +209,7 @@ bool kivi_cuda_find_work(const kivi_step *step, kivi_cuda_item *items, uint32_t 
         items[i].n_units = (uint32_t)units;
         items[i].n_cheap = (uint32_t)(cheap <= first ? 0 : cheap - first < units ? cheap - first : units);
         items[i].n_tiles = (uint32_t)((rows + KIVI_CUDA_ROWS - 1) / KIVI_CUDA_ROWS);
-        items[i].edge_cost = edge_cost(&step->geometry->layers[step->layer], n > from->before.k_packed);
+        items[i].few.edge_cost = edge_cost(&step->geometry->layers[step->layer], n > from->before.k_packed);
         if (many_blocks && is_many(&step->geometry->layers[step->layer], items[i], rows)) {
             items[i].n_tiles = 0;
             many_cost += divide_up(rows, KIVI_CUDA_MANY_ROWS) * step->geometry->n_kv_heads * units;

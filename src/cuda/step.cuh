@@ -66,12 +66,14 @@ struct alignas(16) kivi_cuda_item {
     uint32_t page; /* its first page in the table */
     uint32_t first_unit, n_units, n_cheap, n_tiles; /* see schedule.cuh; no tiles: it has no queries, or many */
     union {
-        uint32_t edge_cost; /* of each unit but the cheap ones, in units of codes */
-        uint32_t n_splits;  /* of many queries: of the tokens that they see */
-    };
-    union {
-        uint32_t settled; /* units before it were codes before the last call, which may still be at work */
-        uint32_t first_partial; /* of many queries: where splits leave what they have, if there is more than one */
+        struct {
+            uint32_t edge_cost; /* of each unit but the cheap ones, in units of codes */
+            uint32_t settled; /* units before it were codes before the last call, which may still be at work */
+        } few; /* queries, in tiles */
+        struct {
+            uint32_t n_splits; /* of the tokens that they see */
+            uint32_t first_partial; /* where splits leave what they have, if there is more than one */
+        } many; /* queries: no tiles */
     };
     kivi_cuda_slabs k_tiled, v_tiled; /* kivi_cuda_plan_append */
     uint8_t q_type, k_type, v_type, out_type; /* kivi_dtype */

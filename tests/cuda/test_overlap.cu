@@ -46,7 +46,7 @@ struct call {
             from[i].before = {s.k + 128, s.k, s.v};
             from[i].after = {s.k + 128, s.k + what[i].k, s.v + what[i].v};
             items[i].n_tiles = 1;
-            items[i].settled = 12345;
+            items[i].few.settled = 12345;
         }
         step.items = from.data();
         step.n_items = what.size();
@@ -90,8 +90,8 @@ START_TEST(nothing_that_is_being_written)
             const sequence &s = sequences[(size_t)what[i].sequence];
             const uint64_t units = least(s.k_before, s.v_before) / KIVI_CUDA_UNIT;
 
-            ck_assert_uint_le(c.items[i].settled, units);
-            settled += c.items[i].settled;
+            ck_assert_uint_le(c.items[i].few.settled, units);
+            settled += c.items[i].few.settled;
             all += units;
         }
         apply(sequences, what);
@@ -114,7 +114,7 @@ START_TEST(all_that_was_there)
         last = kivi_cuda_settle(last, &c.step, c.items.data());
         ck_assert_uint_eq(last.k, n[0]);
         ck_assert_uint_eq(last.v, n[1]);
-        ck_assert_uint_eq(c.items[0].settled,
+        ck_assert_uint_eq(c.items[0].few.settled,
                           least(sequences[0].k_before, sequences[0].v_before) / KIVI_CUDA_UNIT);
         apply(sequences, what);
     }
@@ -131,8 +131,8 @@ START_TEST(nothing_if_it_is_not_known)
 
     c.items[1].n_tiles = 0;
     now = kivi_cuda_settle({UINT64_MAX, UINT64_MAX}, &c.step, c.items.data());
-    ck_assert_uint_eq(c.items[0].settled, 0);
-    ck_assert_uint_eq(c.items[1].settled, 12345);
+    ck_assert_uint_eq(c.items[0].few.settled, 0);
+    ck_assert_uint_eq(c.items[1].few.settled, 12345);
     ck_assert_uint_eq(now.k, 0);
     ck_assert_uint_eq(now.v, 7);
 }

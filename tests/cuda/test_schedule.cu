@@ -41,7 +41,7 @@ struct plan {
 
         item.n_units = units;
         item.n_cheap = units - edges;
-        item.edge_cost = edge_cost;
+        item.few.edge_cost = edge_cost;
         item.n_tiles = n_tiles;
         items.push_back(item);
         work.n_tasks += (uint64_t)n_tiles * step.n_kv_heads;
@@ -70,7 +70,7 @@ struct plan {
 
     uint64_t cost(uint32_t item, uint32_t begin, uint32_t end) const
     {
-        const uint64_t cheap = items[item].n_cheap, edge = items[item].edge_cost;
+        const uint64_t cheap = items[item].n_cheap, edge = items[item].few.edge_cost;
 
         return (end < cheap ? end : cheap + (end - cheap) * edge)
                - (begin < cheap ? begin : cheap + (begin - cheap) * edge);
