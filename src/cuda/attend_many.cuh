@@ -5,7 +5,7 @@
  * as in fast_codes.cuh.
  *
  * Queries times scales are two f16 numbers, and so are weights for rows of f16 and, if `precise` (KIVI_PRECISE, and 8
- * bits), for codes. A piece is tokens of a unit that are kept in the same way.
+ * bits) or where one would not do (take), for codes. A piece is tokens of a unit that are kept in the same way.
  *
  * Lane 4 g + t has query rows g and g + 8 of its warp; of scores, tokens 8 n + 2 t and the next; of the output,
  * channels 8 n + 2 t and the next.
@@ -397,12 +397,13 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
 
     /* ------------------------------------------------------------- output */
 
-    /* What codes of MIDDLE stand for, in two numbers: `min` becomes the first, the second is returned. */
+    /* What codes of MIDDLE stand for, in two numbers: `min` becomes the first, the second is returned. A saved sequence may
+     * have scales with which that is a little beyond f16. */
     static __device__ __forceinline__ uint32_t find_middle(uint32_t scale, uint32_t &min)
     {
         const float2 step = __half22float2(kivi_cuda_half2(scale)), from = __half22float2(kivi_cuda_half2(min));
         const float x = fmaf(MIDDLE, step.x, from.x), y = fmaf(MIDDLE, step.y, from.y);
-        const __half2 high = __floats2half2_rn(x, y);
+        const __half2 high = __floats2half2_rn(fminf(x, 65504.0f), fminf(y, 65504.0f));
 
         min = kivi_cuda_bits(high);
         return kivi_cuda_bits(__floats2half2_rn(x - __low2float(high), y - __high2float(high)));
@@ -522,7 +523,9 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
             cap(score);
             by[0] = by[1] = 1;
         }
-        if (!piece.is_whole() || !all.has(piece.unit))
+        const bool in_part = !piece.is_whole() || !all.has(piece.unit);
+
+        if (in_part)
             hide(piece, score);
         if (VB == 16 || !piece.is(kivi_cuda_piece::V_CODES)) {
             weigh<true>(score, by);
@@ -535,8 +538,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
         const uint32_t largest = kivi_cuda_largest(scales, 32 * s.v.n_groups, lane);
 
         /* Weights are at most 2^14: in one number their products with scales of 2^-11 to below 4 stay in f16's
-         * normal range. */
-        bool low = precise || largest - 0x1000u >= 0x4400u - 0x1000u;
+         * normal range. In a piece that rows see in part, weights that are alike would not be found. */
+        bool low = precise || largest - 0x1000u >= 0x4400u - 0x1000u || in_part;
 
         if (!low) {
             weigh<false>(score, by);

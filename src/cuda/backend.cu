@@ -3,7 +3,8 @@
  * device's primary context, which it shares with the host application.
  *
  * Sources: backend.cu (this: devices, and what a cache keeps), primary.cu (that context), blocks.cu
- * (device memory), run.cu (a step from the host's side), schedule.cu (how its attention is split),
+ * (device memory), run.cu (a step from the host's side), streams.cu (what it waits for), overlap.cuh and
+ * overlap.cu (what need not wait), schedule.cu (how its attention is split),
  * attend_fast.cuh and fast_*.cu (attention on tensor cores), attend_many.cuh and many_*.cu (the same of
  * many queries, prompts), bits.cuh (what both are compiled for), attend_general.cu (attention for every
  * shape), results.cuh (what becomes of results), append*.cu (quantizing and storing), upload.cu (tables

@@ -25,9 +25,9 @@ template <int D> struct kivi_cuda_queries {
 
 #define KIVI_CUDA_ALIKE 0x3c583c58u /* 1.086 */
 
-/* Whether a lane's 8 weights of a row are alike: the largest below 1.086 times the least. Rounded to one f16, and times
- * scales that mostly are alike, too, they would all be off alike, which adds up: they are to be two numbers. Of weights
- * that are 0 nothing is lost. */
+/* Whether a lane's 8 weights of a row are alike: of the 4 in lower halves, and of the others, the largest is below 1.086
+ * times the least. Rounded to one f16, and times scales that mostly are alike, too, they would all be off alike, which
+ * adds up: they are to be two numbers. If all are 0, nothing is lost. */
 __device__ __forceinline__ bool kivi_cuda_are_alike(uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {
     const __half2 w[4] = {kivi_cuda_half2(a), kivi_cuda_half2(b), kivi_cuda_half2(c), kivi_cuda_half2(d)};

@@ -11,7 +11,8 @@
  *    writes (kivi_cuda_runs_beside). It lets the next kernel start at once, since all before the call is done or it would
  *    not have started itself, and waits at its end.
  *
- * Every block of every kernel waits, even one without work: whoever waits for a kernel relies on that for all before it.
+ * Every block of a kernel that may start early waits, even one without work: whoever waits for a kernel relies on that for
+ * all before it. Kernels that may not (attend_many.cuh) start when all before them is done, and the next one after them.
  */
 #ifndef KIVI_CUDA_OVERLAP_CUH
 #define KIVI_CUDA_OVERLAP_CUH
