@@ -23,8 +23,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
     using shape = typename pieces::shape;
     using pieces::item, pieces::packed, pieces::s, pieces::segment, pieces::shared;
     static constexpr int STEPS = D / 16, COLUMNS = D / 8;
-    /* Precise, values' codes are taken less this, and minima with as many steps more. What rounding does to weights times
-     * scales is alike where these are: times codes of both signs it does not add up. */
+    /* Precise, values' codes are taken less this, and minima with as many steps more. What rounding does to weights
+     * times scales is alike where these are: times codes of both signs it does not add up. */
     static constexpr int MIDDLE = precise && VB < 16 ? 1 << (VB - 1) : 0;
 
     uint32_t base; /* of shared memory, its address there */
@@ -397,8 +397,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
 
     /* ------------------------------------------------------------- output */
 
-    /* What codes of MIDDLE stand for, in two numbers: `min` becomes the first, the second is returned. A saved sequence may
-     * have scales with which that is a little beyond f16. */
+    /* What codes of MIDDLE stand for, in two numbers: `min` becomes the first, the second is returned. A saved
+     * sequence may have scales with which that is a little beyond f16. */
     static __device__ __forceinline__ uint32_t find_middle(uint32_t scale, uint32_t &min)
     {
         const float2 step = __half22float2(kivi_cuda_half2(scale)), from = __half22float2(kivi_cuda_half2(min));

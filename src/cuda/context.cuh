@@ -136,8 +136,8 @@ cudaError_t kivi_cuda_wait_for_others(kivi_cuda_context *c, const kivi_cuda_targ
 cudaError_t kivi_cuda_note_step(kivi_cuda_context *c, const kivi_cuda_target &to);
 
 /* What the call before this one made codes of, and may still be writing, for the next call to be replaced. In a graph
- * that is one of the same capture; where it is not known which came before, or the last one was not launched, all that it
- * may be. */
+ * that is one of the same capture; where it is not known which came before, or the last one was not launched, all that
+ * it may be. */
 kivi_cuda_news *kivi_cuda_find_last(kivi_cuda_context *c, const kivi_cuda_target &to);
 
 /* run.cu */

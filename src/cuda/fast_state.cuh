@@ -25,9 +25,9 @@ template <int D> struct kivi_cuda_queries {
 
 #define KIVI_CUDA_ALIKE 0x3c583c58u /* 1.086 */
 
-/* Whether a lane's 8 weights of a row are alike: of the 4 in lower halves, and of the others, the largest is below 1.086
- * times the least. Rounded to one f16, and times scales that mostly are alike, too, they would all be off alike, which
- * adds up: they are to be two numbers. If all are 0, nothing is lost. */
+/* Whether a lane's 8 weights of a row are alike: of the 4 in lower halves, and of the others, the largest is below
+ * 1.086 times the least. Rounded to one f16, and times scales that mostly are alike, too, they would all be off alike,
+ * which adds up: they are to be two numbers. If all are 0, nothing is lost. */
 __device__ __forceinline__ bool kivi_cuda_are_alike(uint32_t a, uint32_t b, uint32_t c, uint32_t d)
 {
     const __half2 w[4] = {kivi_cuda_half2(a), kivi_cuda_half2(b), kivi_cuda_half2(c), kivi_cuda_half2(d)};
@@ -70,8 +70,8 @@ template <int KB> __device__ __forceinline__ uint32_t kivi_cuda_usual_scales(flo
     return bits < KIVI_CUDA_LEAST_SCALE ? 0 : min(bits, KIVI_CUDA_MOST_SCALE) - KIVI_CUDA_LEAST_SCALE + 1;
 }
 
-/* tanh x = 1 - 2 / (1 + e^2x); where that cancels, Cephes' polynomial for |x| < 0.625. Relative to it, exact but for some
- * 2^-22: a cap far above all scores is to leave them as they are. */
+/* tanh x = 1 - 2 / (1 + e^2x); where that cancels, Cephes' polynomial for |x| < 0.625. Relative to it, exact but for
+ * some 2^-22: a cap far above all scores is to leave them as they are. */
 __device__ __forceinline__ float kivi_cuda_tanh(float x)
 {
     const float large =
@@ -290,8 +290,8 @@ __device__ __forceinline__ int kivi_cuda_query_exponent(float largest)
     return largest > 0x1p-100f ? 126 + KIVI_CUDA_QUERY_BITS - (int)(__float_as_uint(largest) >> 23) : 100;
 }
 
-/* A row of queries, by a warp: the lane's N numbers times `by`; in places beyond the last row that one again, as weights
- * of zeros would be alike. Returns the largest of the row. */
+/* A row of queries, by a warp: the lane's N numbers times `by`; in places beyond the last row that one again, as
+ * weights of zeros would be alike. Returns the largest of the row. */
 template <int N>
 __device__ __forceinline__ float kivi_cuda_load_query(const kivi_cuda_step &s, const kivi_cuda_item &item,
                                                       const kivi_cuda_segment &segment, uint32_t place, uint32_t n_rows,

@@ -2,17 +2,18 @@
  * Which kernels of a stream may be at work at a time. From compute capability 9.0 on, a kernel of ours may start while
  * the one before it still runs. Three rules make that safe:
  *
- * 1. A call's first kernel lets the next kernel start only when all that was before the call is done and can be seen. So
- *    when a call begins, of all calls only the last one can still be writing.
+ * 1. A call's first kernel lets the next kernel start only when all that was before the call is done and can be seen.
+ *    So when a call begins, of all calls only the last one can still be writing.
  * 2. Until a kernel has waited for that, it reads its arguments, and codes that are settled: those of tokens that were
- *    codes before the last call (kivi_cuda_settle). All else is for afterwards: queries, new rows, windows, tables that
- *    were uploaded.
+ *    codes before the last call (kivi_cuda_settle). All else is for afterwards: queries, new rows, windows, tables
+ *    that were uploaded.
  * 3. What appends a few tokens may run beside the attention of its own call, which reads no row and no code that it
- *    writes (kivi_cuda_runs_beside). It lets the next kernel start at once, since all before the call is done or it would
- *    not have started itself, and waits at its end.
+ *    writes (kivi_cuda_runs_beside). It lets the next kernel start at once, since all before the call is done or it
+ *    would not have started itself, and waits at its end.
  *
- * Every block of a kernel that may start early waits, even one without work: whoever waits for a kernel relies on that for
- * all before it. Kernels that may not (attend_many.cuh) start when all before them is done, and the next one after them.
+ * Every block of a kernel that may start early waits, even one without work: whoever waits for a kernel relies on that
+ * for all before it. Kernels that may not (attend_many.cuh) start when all before them is done, and the next one after
+ * them.
  */
 #ifndef KIVI_CUDA_OVERLAP_CUH
 #define KIVI_CUDA_OVERLAP_CUH
@@ -32,9 +33,9 @@ struct kivi_cuda_news {
 kivi_cuda_news kivi_cuda_settle(const kivi_cuda_news &last, const kivi_step *step, kivi_cuda_item *items);
 
 /* Whether the append of a few tokens runs beside the attention of its call, if that is `attended`, the kernel before.
- * Not if tables are uploaded, by a kernel of their own that has to be waited for; nor if new rows take the place of some
- * that the attention reads; nor if the gate counts: attention may yet find a query that is not finite, and of windows
- * what is older than all that it reads is visible, too. */
+ * Not if tables are uploaded, by a kernel of their own that has to be waited for; nor if new rows take the place of
+ * some that the attention reads; nor if the gate counts: attention may yet find a query that is not finite, and of
+ * windows what is older than all that it reads is visible, too. */
 bool kivi_cuda_runs_beside(const kivi_cuda_step *step, bool replaces_rows, bool attended);
 
 #ifdef __CUDACC__

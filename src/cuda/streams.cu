@@ -1,6 +1,6 @@
 /*
- * Which stream a step goes to, and what it waits for there: what the cache did before on other streams, on its own, and,
- * in a graph, in the same capture. On one stream kernels follow one another (overlap.cuh).
+ * Which stream a step goes to, and what it waits for there: what the cache did before on other streams, on its own,
+ * and, in a graph, in the same capture. On one stream kernels follow one another (overlap.cuh).
  */
 #include "context.cuh"
 

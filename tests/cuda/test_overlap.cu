@@ -69,7 +69,7 @@ uint64_t least(uint64_t a, uint64_t b)
     return a < b ? a : b;
 }
 
-/* Of sequences at random, some of them in a call: no unit is settled of which a token became a code in the call before. */
+/* Sequences at random, some of them in a call: no unit is settled of which a token became a code in the call before. */
 START_TEST(nothing_that_is_being_written)
 {
     std::vector<sequence> sequences(SEQUENCES, {0, 0, 0, 0});
@@ -101,7 +101,8 @@ END_TEST
 /* Alone in its calls, a sequence has all settled that was codes before the last one. */
 START_TEST(all_that_was_there)
 {
-    static const uint64_t calls[][2] = {{0, 0}, {0, 5}, {0, 27}, {128, 128}, {0, 1}, {0, 1}, {256, 0}, {0, 300}, {0, 0}};
+    static const uint64_t calls[][2] = {{0, 0}, {0, 5}, {0, 27}, {128, 128}, {0, 1},
+                                        {0, 1}, {256, 0}, {0, 300}, {0, 0}};
     std::vector<sequence> sequences(1, {0, 0, 0, 0});
     kivi_cuda_news last = {0, 0};
 
