@@ -83,7 +83,7 @@ start() {
 if [ "$(uname -m)" = x86_64 ]; then
     # An instruction that leaked out of a kernel folder is illegal there.
     start "old x86-64" "qemu-x86_64 -cpu Nehalem" golden api backends
-    start "AVX2 only" "qemu-x86_64 -cpu Haswell" golden kernels
+    start "AVX2 only" "qemu-x86_64 -cpu Haswell" golden kernels quantizers
 fi
 # Valgrind knows AVX2 but not AVX-512, and takes thirty times as long.
 KIVI_TEST_SHORT=1 start valgrind "valgrind -q --error-exitcode=99 --leak-check=full \

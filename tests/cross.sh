@@ -85,7 +85,7 @@ short)
     export KIVI_TEST_SHORT=1
     cmake/sysroot.sh $arm && build $arm || exit
     suite $arm max
-    tests=(kernels golden api backends seq)
+    tests=(kernels quantizers golden api backends seq)
     running=()
     started=$SECONDS
     for cpu in cortex-a76 cortex-a53; do

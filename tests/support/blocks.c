@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "guard.h"
 #include "numbers.h"
 
 /* ------------------------------------------------------------------- fills */
@@ -55,6 +56,21 @@ void fill_rows(struct rng *rng, enum rows_fill fill, uint16_t *rows, size_t n, u
                                        ? finite(rng_next(rng))
                                        : number_to_f16(element(rng, fill, c, special));
     }
+}
+
+const uint16_t *guarded_rows(struct rng *rng, enum rows_fill fill, size_t n, uint32_t dim,
+                             size_t stride)
+{
+    uint16_t *rows = guard_new(rng, ((n - 1) * stride + dim) * 2, 2);
+
+    fill_rows(rng, fill, rows, n, dim, stride);
+    guard_read_only(rows);
+    return rows;
+}
+
+size_t any_stride(struct rng *rng, uint32_t dim)
+{
+    return dim + (rng_one_in(rng, 2) ? 0 : rng_below(rng, 40));
 }
 
 void fill_query(struct rng *rng, enum query_fill fill, float *row, uint32_t dim, uint32_t dim_pad)

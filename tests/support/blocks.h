@@ -51,6 +51,13 @@ enum weight_fill {
 
 void fill_rows(struct rng *rng, enum rows_fill fill, uint16_t *rows, size_t n, uint32_t dim,
                size_t stride);
+/* Such rows, with NaN between them, at any address and between guard pages: until guard_release. */
+const uint16_t *guarded_rows(struct rng *rng, enum rows_fill fill, size_t n, uint32_t dim,
+                             size_t stride);
+
+/* From row to row: `dim`, or some more. */
+size_t any_stride(struct rng *rng, uint32_t dim);
+
 void fill_query(struct rng *rng, enum query_fill fill, float *row, uint32_t dim, uint32_t dim_pad);
 void fill_weights(struct rng *rng, enum weight_fill fill, float *weights, uint32_t n);
 

@@ -2,11 +2,21 @@
 #ifndef KIVI_TESTS_TABLES_H
 #define KIVI_TESTS_TABLES_H
 
+#include <check.h>
+
 #include "accuracy.h"
 #include "blocks.h"
 #include "cpu/kernels.h"
 
 #define MAX_TABLES 16
+#define MAX_DIM 512u
+
+/* As ck_assert_msg, which is a system call where it holds: for inner loops. */
+#define CHECK(holds, ...)                                                                          \
+    do {                                                                                           \
+        if (!(holds))                                                                              \
+            ck_abort_msg(__VA_ARGS__);                                                             \
+    } while (0)
 
 extern const struct kivi_kernels *tables[MAX_TABLES];
 extern int n_tables;
