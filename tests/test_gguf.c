@@ -6,6 +6,7 @@
 
 #include "../examples/lm/gguf.h"
 #include "../examples/lm/model.h"
+#include "support/program.h"
 #include "support/random.h"
 
 enum { U32 = 4, F32 = 6, STRING = 8, ARRAY = 9 };
@@ -550,8 +551,6 @@ int main(void)
 {
     Suite *suite = suite_create("gguf");
     TCase *tests = tcase_create("files");
-    SRunner *runner = srunner_create(suite);
-    int failed;
 
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, test_good_file);
@@ -563,8 +562,5 @@ int main(void)
     tcase_add_test(tests, test_stated_sizes_are_bounded);
     tcase_add_test(tests, test_unreadable_paths);
     suite_add_tcase(suite, tests);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite, CK_FORK_GETENV);
 }

@@ -12,6 +12,7 @@
 #include "support/blocks.h"
 #include "support/guard.h"
 #include "support/numbers.h"
+#include "support/program.h"
 #include "support/suite.h"
 #include "support/tables.h"
 
@@ -515,13 +516,9 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("kernels");
-    TCase *tcase = tcase_create("tables");
-    SRunner *runner;
-    int failed;
+    TCase *tcase = tables_case();
+    int result;
 
-    find_tables();
-    tcase_set_timeout(tcase, 0);
-    tcase_add_checked_fixture(tcase, guard_release, guard_release); /* also after a failure */
     tcase_add_loop_test(tcase, attends_at_every_dimension, 0, LENGTH(all_bits));
     tcase_add_loop_test(tcase, attends_with_every_number_of_rows_and_blocks, 0, LENGTH(all_bits));
     tcase_add_loop_test(tcase, attends_with_every_fill, 0, LENGTH(all_bits));
@@ -529,11 +526,7 @@ int main(void)
     tcase_add_test(tcase, attends_over_f16_rows);
     tcase_add_test(tcase, softmax_is_accurate);
     suite_add_tcase(suite, tcase);
-    runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
+    result = run_suite(suite, CK_NOFORK); /* margins are of all tests */
     print_margins();
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return result;
 }

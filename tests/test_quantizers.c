@@ -13,6 +13,7 @@
 #include "support/blocks.h"
 #include "support/guard.h"
 #include "support/numbers.h"
+#include "support/program.h"
 #include "support/suite.h"
 #include "support/tables.h"
 
@@ -308,22 +309,12 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("quantizers");
-    TCase *tcase = tcase_create("tables");
-    SRunner *runner;
-    int failed;
+    TCase *tcase = tables_case();
 
-    find_tables();
-    tcase_set_timeout(tcase, 0);
-    tcase_add_checked_fixture(tcase, guard_release, guard_release); /* also after a failure */
     tcase_add_test(tcase, converts_all_of_16_bits);
     tcase_add_test(tcase, rounds_f32_to_nearest_even);
     tcase_add_loop_test(tcase, quantizes_as_the_scalar_table, 0, LENGTH(all_bits));
     tcase_add_test(tcase, quantizes_beside_thresholds);
     suite_add_tcase(suite, tcase);
-    runner = srunner_create(suite);
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite, CK_NOFORK);
 }

@@ -173,7 +173,7 @@ static kivi_status drop_tokens(const struct kivi_edit *e, kivi_error *error)
     kivi_status status = KIVI_OK;
     uint32_t head;
 
-    if (e->rope && e->index == 0)
+    if (e->rope && e->index == 0) /* once: it is the same for all layers */
         find_turn(e);
     fresh->span.n = old->span.n - dropped;
     fresh->span.k_packed = old->span.k_packed - dropped;

@@ -3,10 +3,10 @@
  * overlap.cuh, which needs no GPU.
  */
 #include <check.h>
-#include <stdlib.h>
 #include <vector>
 
 #include "cuda/overlap.cuh"
+#include "support/program.h"
 
 namespace {
 
@@ -159,17 +159,11 @@ int main()
 {
     Suite *suite = suite_create("overlap");
     TCase *tests = tcase_create("host");
-    SRunner *runner;
-    int failed;
 
     tcase_add_test(tests, nothing_that_is_being_written);
     tcase_add_test(tests, all_that_was_there);
     tcase_add_test(tests, nothing_if_it_is_not_known);
     tcase_add_test(tests, what_runs_beside_attention);
     suite_add_tcase(suite, tests);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite, CK_FORK_GETENV);
 }

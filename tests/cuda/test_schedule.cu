@@ -3,12 +3,12 @@
  * here on the host, so this needs no GPU.
  */
 #include <check.h>
-#include <stdlib.h>
 #include <string.h>
 #include <vector>
 
 #include "cuda/context.cuh"
 #include "cuda/schedule.cuh"
+#include "support/program.h"
 
 namespace {
 
@@ -194,16 +194,10 @@ int main()
 {
     Suite *suite = suite_create("schedule");
     TCase *cases = tcase_create("parts");
-    SRunner *runner;
-    int failed;
 
     tcase_set_timeout(cases, 300);
     tcase_add_loop_test(cases, random_steps, 0, 8);
     tcase_add_loop_test(cases, parts_end_with_tasks, 0, (int)(sizeof batches / sizeof *batches));
     suite_add_tcase(suite, cases);
-    runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite, CK_FORK_GETENV);
 }

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "program.h"
+
 #define MAX_BACKENDS 32
 
 static const char *names[MAX_BACKENDS];
@@ -54,14 +56,6 @@ static void report(void)
 
 int test_main(Suite *suite)
 {
-    SRunner *runner = srunner_create(suite);
-    int failed;
-
     report();
-    /* In one process: thread teams and devices do not survive a fork. */
-    srunner_set_fork_status(runner, CK_NOFORK);
-    srunner_run_all(runner, CK_ENV);
-    failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite, CK_NOFORK); /* thread teams and devices do not survive a fork */
 }

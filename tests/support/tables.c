@@ -7,6 +7,7 @@
 
 #include "accuracy.h"
 #include "core/registry.h"
+#include "guard.h"
 
 const struct kivi_kernels *tables[MAX_TABLES];
 int n_tables;
@@ -16,7 +17,7 @@ static int runs_here(const struct kivi_kernels *table)
     return (kivi_cpu_features() & table->required) == table->required;
 }
 
-void find_tables(void)
+static void find_tables(void)
 {
     size_t i;
 
@@ -32,6 +33,16 @@ void find_tables(void)
         if (!runs_here(kivi_cpu_backends[i]->kernels))
             printf("skipped: %s: this machine lacks it\n", kivi_cpu_backends[i]->kernels->name);
     fflush(stdout);
+}
+
+TCase *tables_case(void)
+{
+    TCase *tcase = tcase_create("tables");
+
+    find_tables();
+    tcase_set_timeout(tcase, 0);
+    tcase_add_checked_fixture(tcase, guard_release, guard_release); /* also after a failure */
+    return tcase;
 }
 
 /* Absolute errors below this are invisible: scores are exponents, weights are at most 1. */

@@ -21,8 +21,9 @@
 extern const struct kivi_kernels *tables[MAX_TABLES];
 extern int n_tables;
 
-/* Finds and prints the tables that can run, and those of this build that cannot. */
-void find_tables(void);
+/* Finds and prints the tables that can run, and those of this build that cannot. Returns a case for tests
+ * of them, which frees guarded memory between tests. */
+TCase *tables_case(void);
 
 /* The largest share of its bound that an operation took. */
 struct margin {
