@@ -391,8 +391,11 @@ END_TEST
 /* Prompts, chunks of them, and readers of what is there: many queries at a time, beside a sequence with few. */
 START_TEST(many_queries)
 {
-    static const uint32_t dims[] = {64, 128}, kv_heads[] = {1, 2, 4}, sinks[] = {0, 0, 5, 40};
-    static const uint32_t bits[][2] = {{2, 2}, {4, 4}, {2, 4}, {4, 2}, {8, 8}, {16, 16}};
+    static const uint32_t dims[][2] = {{64, 64},   {128, 128}, {80, 80},
+                                       {256, 256}, {192, 128}, {40, 96}};
+    static const uint32_t kv_heads[] = {1, 2, 4}, sinks[] = {0, 0, 5, 40};
+    static const uint32_t bits[][2] = {{2, 2},   {4, 4}, {2, 4}, {4, 2}, {8, 8},
+                                       {16, 16}, {8, 4}, {8, 2}, {4, 8}, {2, 8}};
     const struct fill *fill = _i ? &fill_adversarial[_i - 1] : &fill_ordinary;
     const int n = test_rounds(3, 200);
     struct rng rng = {test_seed(0x3a27) + (uint64_t)_i};
@@ -401,13 +404,15 @@ START_TEST(many_queries)
 
     reset_worst();
     for (i = 0; i < n; i++) {
-        kivi_config config = model_plain_config(8, RNG_PICK(&rng, kv_heads), RNG_PICK(&rng, dims), 2);
+        const uint32_t *dim = RNG_PICK(&rng, dims);
+        kivi_config config = model_plain_config(8, RNG_PICK(&rng, kv_heads), dim[0], 2);
         float sink_logits[64];
         kivi_attention attention;
         struct model m;
 
-        config.k_bits = bits[(3 * _i + i) % 6][0];
-        config.v_bits = bits[(3 * _i + i) % 6][1];
+        config.v_dim = dim[1];
+        config.k_bits = bits[(3 * _i + i) % 10][0];
+        config.v_bits = bits[(3 * _i + i) % 10][1];
         config.n_sink = RNG_PICK(&rng, sinks);
         if (rng_one_in(&rng, 2))
             config.residual_length = 128;

@@ -1,7 +1,7 @@
 /*
- * Attention on tensor cores over packed codes, or pages of f16 rows in their place, for head dimensions and
- * bit widths known when compiling. A warp works on units of 32 tokens on its own; the warps of a block share
- * a segment (schedule.cuh) and merge at its end.
+ * Attention on tensor cores over packed codes, or pages of f16 rows in their place, for bit widths known when
+ * compiling, and for a head dimension that is known as well or any up to one. A warp works on units of 32 tokens on its
+ * own; the warps of a block share a segment (schedule.cuh) and merge at its end.
  *
  * fast_state.cuh has what a warp holds, fast_codes.cuh the products with codes, fast_rows.cuh those with
  * rows of f16, and this the order: units of codes that every row sees in full stream through shared
@@ -17,22 +17,25 @@
 /* Units of a warp in one round, at most: those that it left out are bits of the lanes' words. */
 #define KIVI_CUDA_ROUND 1024u
 
-template <int D, int KB, int VB> struct kivi_cuda_fast_shape {
-    static constexpr int BYTES = kivi_cuda_fast<D, KB, VB>::BYTES;
+template <int D, bool ANY, int KB, int VB> struct kivi_cuda_fast_shape {
+    using state = kivi_cuda_fast<D, ANY, KB, VB>;
+    static constexpr int BYTES = state::BYTES;
     static constexpr int RESULT = (int)(KIVI_CUDA_ROWS * (D + 2) * 4);
     /* A warp's memory holds its units in flight; then one unit's codes, those of keys and of values one after the
      * other if there is no room for both, and rows; in the end its result. That of all warps has to fit into the
      * 99 KB that every device has. */
-    static constexpr int WARPS = 16 * BYTES <= 98304 ? 8 : 8 * BYTES <= 98304 ? 4 : 2;
-    static constexpr int ROOM = 90624 / WARPS;
+    static constexpr int ALL = 90624;
+    static constexpr int WARPS = 16 * BYTES <= ALL ? 8 : 8 * BYTES <= ALL ? 4 : 4 * BYTES <= ALL ? 2 : 1;
+    static constexpr int ROOM = ALL / WARPS;
     static constexpr int STAGES = 2; /* more, asked for early, get into the way of the kernel before */
-    static constexpr int KEYS = kivi_cuda_fast<D, KB, VB>::V_CODES, VALUES = BYTES - KEYS;
+    static constexpr int KEYS = state::V_CODES, VALUES = BYTES - KEYS;
     static constexpr int ROWS = 64 * D; /* of keys or of values: 64 bytes to a channel */
     static constexpr int CODES = BYTES + ROWS <= ROOM ? BYTES : KEYS > VALUES ? KEYS : VALUES;
     static constexpr int LAST = CODES + ROWS > RESULT ? CODES + ROWS : RESULT;
     static_assert(STAGES * BYTES <= ROOM && LAST <= ROOM, "they fit");
     static constexpr int WARP_BYTES = (STAGES * BYTES > LAST ? STAGES * BYTES : LAST) + 127 & ~127;
-    static constexpr int BLOCKS = 16 / WARPS; /* of an SM, at least; of twice as many warps, half */
+    /* Of an SM, at least; of twice as many warps, half. A lane's sums of 256 channels take half of its registers. */
+    static constexpr int BLOCKS = (D > 128 ? 8 : 16) / WARPS;
     static constexpr uint32_t ROUND = (KIVI_CUDA_ROUND - 64) * WARPS; /* no warp has 64 units more than others */
 };
 
@@ -227,12 +230,12 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
     }
 }
 
-template <int D, int KB, int VB, bool precise>
-__global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
-                                  kivi_cuda_fast_shape<D, KB, VB>::BLOCKS / 2)
+template <int D, bool ANY, int KB, int VB, bool precise>
+__global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, ANY, KB, VB>::WARPS,
+                                  kivi_cuda_fast_shape<D, ANY, KB, VB>::BLOCKS / 2)
     kivi_cuda_attend_fast(const __grid_constant__ kivi_cuda_step s)
 {
-    using shape = kivi_cuda_fast_shape<D, KB, VB>;
+    using shape = kivi_cuda_fast_shape<D, ANY, KB, VB>;
     extern __shared__ __align__(128) unsigned char shared[];
     __shared__ kivi_cuda_queries<D> queries;
     __shared__ kivi_cuda_task task;
@@ -248,7 +251,7 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
         if (threadIdx.x < 32)
             kivi_cuda_next_task(s, i, task);
         __syncthreads();
-        kivi_cuda_fast<D, KB, VB> f(s, item, segment, queries);
+        typename shape::state f(s, item, segment, queries);
         uint32_t n_done = 0;
 
         do {
@@ -268,7 +271,7 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
                 waited = true;
             }
             if (n_done == 0) {
-                kivi_cuda_load_queries<D, KB>(s, item, segment, queries);
+                kivi_cuda_load_queries<D, ANY, KB>(s, item, segment, queries);
                 __syncthreads();
                 f.take_queries();
             }
@@ -278,7 +281,7 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, KB, VB>::WARPS,
         __syncwarp();
         f.store((float *)mine, kivi_cuda_tile_rows(s, item, segment.tile));
         __syncthreads();
-        kivi_cuda_finish(s, item, segment, {(const float *)shared, blockDim.x / 32, shape::WARP_BYTES / 4, D},
+        kivi_cuda_finish(s, item, segment, {(const float *)shared, blockDim.x / 32, shape::WARP_BYTES / 4, f.v_dim()},
                          (float4 *)shared, blockDim.x / 32 * (shape::WARP_BYTES / 16));
         __syncthreads();
     }

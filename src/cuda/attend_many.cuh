@@ -18,11 +18,12 @@
 #include "many_pieces.cuh"
 
 /* A block's rows of one kv head, and what a warp holds of them. */
-template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda_pieces<D, KB, VB> {
-    using pieces = kivi_cuda_pieces<D, KB, VB>;
+template <int D, bool ANY, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda_pieces<D, ANY, KB, VB> {
+    using pieces = kivi_cuda_pieces<D, ANY, KB, VB>;
     using shape = typename pieces::shape;
-    using pieces::item, pieces::packed, pieces::s, pieces::segment, pieces::shared;
+    using pieces::item, pieces::k_dim, pieces::packed, pieces::s, pieces::segment, pieces::shared, pieces::v_dim;
     static constexpr int STEPS = D / 16, COLUMNS = D / 8;
+    static constexpr bool MANY_GROUPS = D / 32 == 8;
     /* Precise, values' codes are taken less this, and minima with as many steps more. What rounding does to weights
      * times scales is alike where these are: times codes of both signs it does not add up. */
     static constexpr int MIDDLE = precise && VB < 16 ? 1 << (VB - 1) : 0;
@@ -34,7 +35,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
     kivi_cuda_units all, some; /* of which all rows of the warp see all tokens, and some rows some */
     float unit[2];
     float out[COLUMNS][4]; /* rows g, g, g + 8, g + 8 */
-    float rest[4];         /* of groups 2 t and 2 t + 1, the sum of minima; the second of lanes 3: of weights */
+    float rest[4];         /* of groups 2 t and 2 t + 1, the sum of minima; the second of lanes 3: of weights, unless */
+    float total[4];        /* 8 groups take all of it, and the sum of weights is here */
     uint32_t p[2][4], p_low[2][4]; /* weights of tokens 16 i + 2 t, rows g, g + 8; of 8 further */
 
     __device__ __forceinline__ kivi_cuda_many(const kivi_cuda_step &step, const kivi_cuda_item &at,
@@ -53,7 +55,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
                 out[i][j] = 0;
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            rest[j] = 0;
+            rest[j] = total[j] = 0;
     }
 
     /* Where the lane's rows of matrices are, beside where their tile is: at another step of queries and keys, or
@@ -92,7 +94,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
         for (uint32_t row = 16 * warp; row < 16 * warp + 16; row++) {
             float x[PER_LANE];
             const int exponent = kivi_cuda_query_exponent(
-                kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, sign, x));
+                kivi_cuda_load_query<PER_LANE, ANY>(s, item, segment, row, n_rows, sign, x));
             const float up = kivi_cuda_power(exponent);
             uint32_t high[PER_LANE / 2], low[PER_LANE / 2];
 
@@ -236,6 +238,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
         for (int i = 0; i < STEPS; i += 2) {
             uint32_t y[4][4], q[2][4];
 
+            if (ANY && 16 * i >= k_dim())
+                break;
             read_queries(q, 0, i);
             load_keys(y, keys, i);
             dot_step(sum, more, q, y);
@@ -245,6 +249,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
             for (int i = 0; i < STEPS; i += 2) {
                 uint32_t y[4][4], q[2][4];
 
+                if (ANY && 16 * i >= k_dim())
+                    break;
                 read_queries(q, shape::LOW_QUERIES, i);
                 load_keys(y, keys, i);
                 dot_step(sum, more, q, y);
@@ -259,8 +265,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
     /* The same of codes, with queries times scales in two numbers. `scales`: where those are, and then minima. */
     __device__ __forceinline__ void dot_codes(uint32_t keys, uint32_t scales, float sum[4][4]) const
     {
-        const int k = kivi_cuda_raise(
-            kivi_cuda_largest((const unsigned char *)__cvta_shared_to_generic(scales), D, lane), KIVI_CUDA_SCALE_BITS);
+        const unsigned char *all_scales = (const unsigned char *)__cvta_shared_to_generic(scales);
+        const int k = kivi_cuda_raise(kivi_cuda_largest<ANY>(all_scales, D, lane), KIVI_CUDA_SCALE_BITS);
         const uint32_t power = kivi_cuda_power2(k);
         const float down = kivi_cuda_power(-k);
         float lows[4][4] = {}, bias[4] = {0, 0, 0, 0};
@@ -269,6 +275,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
         for (int i = 0; i < STEPS; i += 2) {
             uint32_t y[4][4], q[2][4], low[2][4] = {}, a[2][4], a_low[2][4], scale[4], min[4];
 
+            if (ANY && 16 * i >= k_dim())
+                break;
             read_queries(q, 0, i);
             if (low_queries)
                 read_queries(low, shape::LOW_QUERIES, i);
@@ -347,8 +355,11 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
             for (int i = 0; i < 4; i++)
                 out[n][i] *= shrink[i / 2];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
+        for (int i = 0; i < 4; i++) {
             rest[i] *= shrink[i / 2];
+            if (MANY_GROUPS)
+                total[i] *= shrink[i / 2];
+        }
     }
 
     /* Scores, which are still to be multiplied by those of their rows, to weights. */
@@ -413,11 +424,13 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
     template <bool low>
     __device__ __forceinline__ void sum_rest(const unsigned char *scales, const unsigned char *minima)
     {
+        constexpr uint32_t ONES = 0x3c003c00u;
         float part[4] = {0, 0, 0, 0}, *to = low ? part : rest;
+        float more[4] = {0, 0, 0, 0}, *all_to = low ? more : total;
 
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            uint32_t a = g == 7 ? 0x3c003c00u : 0, b = a, a_low = 0, b_low = 0;
+            uint32_t a = !MANY_GROUPS && g == 7 ? ONES : 0, b = a, a_low = 0, b_low = 0;
 
             if (minima && g < s.v.n_groups) {
                 const uint32_t at = 16 * g + 8 * i + t;
@@ -434,11 +447,18 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
                 multiply(to, p_low[i], a, b);
             if (MIDDLE > 0 && minima)
                 multiply(to, p[i], a_low, b_low);
+            if (MANY_GROUPS)
+                multiply(all_to, p[i], ONES, ONES);
+            if (MANY_GROUPS && low)
+                multiply(all_to, p_low[i], ONES, ONES);
         }
         if (low)
 #pragma unroll
-            for (int i = 0; i < 4; i++)
+            for (int i = 0; i < 4; i++) {
                 rest[i] += part[i];
+                if (MANY_GROUPS)
+                    total[i] += more[i];
+            }
     }
 
     /* Adds the products of weights with values of four columns. */
@@ -460,6 +480,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
             float part[4][4] = {};
             uint32_t y[4][4];
 
+            if (ANY && 8 * i >= v_dim())
+                break;
 #pragma unroll
             for (int n = 0; n < 4; n++)
                 kivi_cuda_load_transposed(y[n], (value_at() + values) ^ (16 * (i + n)));
@@ -485,6 +507,8 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
             float part[4][4] = {}, (*to)[4] = low ? part : &out[i];
             uint32_t y[4][4], x[4], w[2][4], w_low[2][4];
 
+            if (ANY && 8 * i >= v_dim())
+                break;
             load_same(x, scales + (uint32_t)(8 * i >> group_shift) * 64);
 #pragma unroll
             for (int n = 0; n < 4; n++)
@@ -535,7 +559,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
         }
 
         const unsigned char *scales = packed(stage) + shape::V_SCALES, *minima = scales + 64 * s.v.n_groups;
-        const uint32_t largest = kivi_cuda_largest(scales, 32 * s.v.n_groups, lane);
+        const uint32_t largest = kivi_cuda_largest<ANY>(scales, 32 * s.v.n_groups, lane);
 
         /* Weights are at most 2^14: in one number their products with scales of 2^-11 to below 4 stay in f16's
          * normal range. In a piece that rows see in part, weights that are alike would not be found. */
@@ -579,7 +603,7 @@ template <int D, int KB, int VB, bool precise> struct kivi_cuda_many : kivi_cuda
 #pragma unroll
             for (int i = 0; i < 2; i++)
                 *(float2 *)&result[KIVI_CUDA_MANY_ROWS * D + 2 * (row + 8 * i)] =
-                    make_float2(unit[i], rest[2 * i + 1] * down);
+                    make_float2(unit[i], (MANY_GROUPS ? total : rest)[2 * i + 1] * down);
     }
 };
 

@@ -93,6 +93,25 @@ bool has_small_pages(const struct kivi_layer_geometry *l, uint32_t n_kv_heads)
     return l->page_head_stride * n_kv_heads <= UINT32_MAX;
 }
 
+/* The kernels of a layer: those of its very dimension, or else for any up to some other; or NULL. */
+template <class Find, class Blocks>
+auto find_kernels(Find *of_64, Find *of_128, Find *to_128, Find *to_256, const struct kivi_layer_geometry *l,
+                  Blocks *blocks) -> decltype(of_64(0, 0, blocks))
+{
+    const uint32_t most = l->k.dim > l->v.dim ? l->k.dim : l->v.dim;
+    decltype(of_64(0, 0, blocks)) found = NULL;
+
+    if (l->k.dim == l->v.dim && most == 64)
+        found = of_64(l->k.bits, l->v.bits, blocks);
+    if (l->k.dim == l->v.dim && most == 128)
+        found = of_128(l->k.bits, l->v.bits, blocks);
+    if (!found && most <= 128)
+        found = to_128(l->k.bits, l->v.bits, blocks);
+    if (!found && most <= 256)
+        found = to_256(l->k.bits, l->v.bits, blocks);
+    return found;
+}
+
 /* How the layer's attention is done. */
 kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_heads, int multiprocessors)
 {
@@ -100,9 +119,10 @@ kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_head
     kivi_cuda_path path;
     int many;
 
-    path.attend = l->k.dim == l->v.dim && has_small_pages(l, n_kv_heads)
-                      ? kivi_cuda_find_fast(l->k.dim, l->k.bits, l->v.bits, blocks)
-                      : NULL;
+    path.attend = NULL;
+    if (has_small_pages(l, n_kv_heads))
+        path.attend = find_kernels(kivi_cuda_find_fast_64, kivi_cuda_find_fast_128, kivi_cuda_find_fast_to_128,
+                                   kivi_cuda_find_fast_to_256, l, blocks);
     path.fast = path.attend != NULL;
     if (!path.fast) {
         path.attend = kivi_cuda_attend_general;
@@ -112,7 +132,10 @@ kivi_cuda_path find_path(const struct kivi_layer_geometry *l, uint32_t n_kv_head
     path.small = find_split(&blocks[0], path.fast ? blocks[0].warps : GENERAL_LEAST_COST, multiprocessors);
     path.large = find_split(&blocks[1], blocks[1].warps, multiprocessors);
     path.few_tasks = find_few_tasks(path);
-    path.attend_many = path.fast ? kivi_cuda_find_many(l->k.dim, l->k.bits, l->v.bits, &many) : NULL;
+    path.attend_many = NULL;
+    if (path.fast)
+        path.attend_many = find_kernels(kivi_cuda_find_many_64, kivi_cuda_find_many_128, kivi_cuda_find_many_to_128,
+                                        kivi_cuda_find_many_to_256, l, &many);
     path.many_blocks = path.attend_many ? (uint32_t)(many * multiprocessors) : 0;
     return path;
 }
@@ -284,24 +307,6 @@ const struct kivi_backend backend = {
 };
 
 } // namespace
-
-kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2])
-{
-    if (dim == 64)
-        return kivi_cuda_find_fast_64(k_bits, v_bits, blocks);
-    if (dim == 128)
-        return kivi_cuda_find_fast_128(k_bits, v_bits, blocks);
-    return NULL;
-}
-
-kivi_cuda_attend_many_rows kivi_cuda_find_many(uint32_t dim, uint32_t k_bits, uint32_t v_bits, int *blocks)
-{
-    if (dim == 64)
-        return kivi_cuda_find_many_64(k_bits, v_bits, blocks);
-    if (dim == 128)
-        return kivi_cuda_find_many_128(k_bits, v_bits, blocks);
-    return NULL;
-}
 
 /* KIVI_MODULE_ENTRY */
 extern "C" __attribute__((visibility("default"))) const struct kivi_backend *kivi_module_backend(void)

@@ -2,5 +2,5 @@
 
 kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2])
 {
-    return kivi_cuda_find_bits<kivi_cuda_fast_launch, 64>(k_bits, v_bits, blocks);
+    return kivi_cuda_find_bits<kivi_cuda_fast_launch, 64, false>(k_bits, v_bits, blocks);
 }

@@ -43,12 +43,21 @@ __device__ __forceinline__ void kivi_cuda_load_pairs(uint32_t x[n], const unsign
     }
 }
 
-/* The largest of n f16 numbers, none below 0; n is 32, 64 or 128: its bits. */
+/* The largest of n f16 numbers, none below 0: its bits. n is 32, 64 or 128, or, if ANY, up to 256, a multiple of 4. */
+template <bool ANY>
 __device__ __forceinline__ uint32_t kivi_cuda_largest(const unsigned char *scales, uint32_t n,
                                                       uint32_t lane)
 {
-    const uint2 v = *(const uint2 *)(scales + (lane & (n / 4 - 1)) * 8);
-    const uint32_t x = kivi_cuda_bits(__hmax2(kivi_cuda_half2(v.x), kivi_cuda_half2(v.y)));
+    const uint2 v = *(const uint2 *)(scales + (ANY ? lane < n / 4 ? lane : 0 : lane & (n / 4 - 1)) * 8);
+    __half2 most = __hmax2(kivi_cuda_half2(v.x), kivi_cuda_half2(v.y));
+
+    if (ANY && lane + 32 < n / 4) {
+        const uint2 w = *(const uint2 *)(scales + (lane + 32) * 8);
+
+        most = __hmax2(most, __hmax2(kivi_cuda_half2(w.x), kivi_cuda_half2(w.y)));
+    }
+
+    const uint32_t x = kivi_cuda_bits(most);
 
     return __reduce_max_sync(0xffffffffu, max(x & 0xffffu, x >> 16));
 }
@@ -102,8 +111,10 @@ __device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char
                                                        const unsigned char *page, uint32_t at,
                                                        uint32_t keys, uint32_t values)
 {
-    constexpr uint32_t K_COUNT = F::DIM * F::K_BITS / 4, V_COUNT = F::DIM * F::V_BITS / 4;
+    constexpr uint32_t K_MOST = F::DIM * F::K_BITS / 4, V_MOST = F::DIM * F::V_BITS / 4, PER_ROW = F::DIM / 4;
+    constexpr bool ANY = F::ANY_DIM;
     const kivi_layout &k = f.s.k, &v = f.s.v;
+    const uint32_t k_count = f.k_pad() * F::K_BITS / 4, v_count = f.v_pad() * F::V_BITS / 4, v_row = f.v_pad() / 4;
     const uint32_t lane = f.lane;
     uint4 *to16 = (uint4 *)to;
 
@@ -112,31 +123,46 @@ __device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char
         const uint32_t per_block = k.tokens / KIVI_CUDA_UNIT; /* 1, 2 or 4 */
         const uint32_t shift = 31 - __clz(per_block);
         const uint32_t block = (at >> shift) * (uint32_t)k.block_bytes;
-        const uint4 *codes = (const uint4 *)(page + (block + (at & (per_block - 1)) * (K_COUNT * 16)));
+        const uint4 *codes = (const uint4 *)(page + (block + (at & (per_block - 1)) * (k_count * 16)));
 
 #pragma unroll
-        for (uint32_t i = 0; i < K_COUNT; i += 32)
-            if (K_COUNT >= 32 || lane < K_COUNT)
+        for (uint32_t i = 0; i < K_MOST; i += 32)
+            if (!ANY || i + lane < k_count)
                 kivi_cuda_copy16(&to16[kivi_cuda_k_chunk((i + lane) / 8, lane % 8)], codes + i);
-        if (F::DIM / 4 >= 32 || lane < F::DIM / 4)
+        if (!ANY && (PER_ROW >= 32 || lane < PER_ROW))
             kivi_cuda_copy16(&to16[F::K_SCALES / 16 + lane], page + (block + (uint32_t)k.code_bytes));
+        if (ANY) /* as many minima come after the scales; beyond the last of either, zeros */
+#pragma unroll
+            for (uint32_t i = 0; i < PER_ROW; i += 32) {
+                const uint32_t chunk = (i + lane) % (PER_ROW / 2);
+                const bool is_min = i + lane >= PER_ROW / 2;
+
+                const int from = 16 * (int)((is_min ? k.dim_pad / 8 : 0) + chunk - lane);
+
+                kivi_cuda_copy16_or_zero(&to16[F::K_SCALES / 16 + i + lane],
+                                         page + (block + (uint32_t)k.code_bytes) + from,
+                                         8 * chunk < k.dim_pad ? 16 : 0);
+            }
     }
     if (values) {
         const uint4 *codes =
             (const uint4 *)(page + ((uint32_t)f.s.page_v_offset + at * (uint32_t)v.block_bytes));
 
 #pragma unroll
-        for (uint32_t i = 0; i < V_COUNT; i += 32)
-            if (V_COUNT >= 32 || lane < V_COUNT)
-                kivi_cuda_copy16(&to16[F::V_CODES / 16
-                                       + kivi_cuda_v_chunk<F>((i + lane) / (F::DIM / 4),
-                                                              (i + lane) % (F::DIM / 4))],
-                                 codes + i);
-        if (lane < v.n_groups * 8 && values == KIVI_CUDA_UNIT)
-            kivi_cuda_copy16(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT);
-        else if (lane < v.n_groups * 8) /* zeros for tokens that are not codes yet, but may be becoming some */
-            kivi_cuda_copy16_or_zero(&to16[F::V_SCALES / 16 + lane], codes + V_COUNT,
-                                     values <= 8 * (lane % 4) ? 0 : 2 * (values - 8 * (lane % 4)));
+        for (uint32_t i = 0; i < V_MOST; i += 32) {
+            const uint32_t row = (i + lane) / PER_ROW, chunk = (i + lane) % PER_ROW;
+
+            if (!ANY || chunk < v_row)
+                kivi_cuda_copy16(&to16[F::V_CODES / 16 + kivi_cuda_v_chunk<F>(row, chunk)],
+                                 codes + (ANY ? (int)(row * v_row + chunk - lane) : (int)i));
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < PER_ROW; i += 32)
+            if (i + lane < v.n_groups * 8 && values == KIVI_CUDA_UNIT)
+                kivi_cuda_copy16(&to16[F::V_SCALES / 16 + i + lane], codes + v_count + i);
+            else if (i + lane < v.n_groups * 8) /* zeros for tokens that are not codes yet, but may be becoming some */
+                kivi_cuda_copy16_or_zero(&to16[F::V_SCALES / 16 + i + lane], codes + v_count + i,
+                                         values <= 8 * (lane % 4) ? 0 : 2 * (values - 8 * (lane % 4)));
     }
 }
 
@@ -173,6 +199,9 @@ __device__ __forceinline__ void kivi_cuda_dot_keys(const F &f, const unsigned ch
 
 #pragma unroll
     for (int w = 0; w < F::KW; w++) {
+        if (F::ANY_DIM && 4 * w * F::KN >= f.k_dim())
+            break;
+
         const uint4 words = ((const uint4 *)shared)[kivi_cuda_k_chunk(f.t, f.g) + 32 * w]; /* t decides on the order */
         const uint32_t x[4] = {words.x, words.y, words.z, words.w};
         const unsigned char *scales = shared + F::K_SCALES + (4 * w + f.t) * F::KN * 2;
@@ -245,7 +274,8 @@ template <class F>
 __device__ __forceinline__ void kivi_cuda_score_packed(const F &f, const unsigned char *shared,
                                                        float score[4][2])
 {
-    const int k = kivi_cuda_raise(kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane), KIVI_CUDA_SCALE_BITS);
+    const uint32_t largest = kivi_cuda_largest<F::ANY_DIM>(shared + F::K_SCALES, f.k_pad(), f.lane);
+    const int k = kivi_cuda_raise(largest, KIVI_CUDA_SCALE_BITS);
     const float unit_of_codes = __uint_as_float((uint32_t)(127 + 24 - 15 - k) << 23);
     float codes[2][4] = {}, rest[2];
 
@@ -272,8 +302,8 @@ __device__ __forceinline__ void kivi_cuda_precise_scores(const F &f, const unsig
 template <class F>
 __device__ __forceinline__ bool kivi_cuda_is_usual(const F &f, const unsigned char *shared)
 {
-    const uint32_t k = kivi_cuda_largest(shared + F::K_SCALES, F::DIM, f.lane);
-    const uint32_t v = kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
+    const uint32_t k = kivi_cuda_largest<F::ANY_DIM>(shared + F::K_SCALES, f.k_pad(), f.lane);
+    const uint32_t v = kivi_cuda_largest<F::ANY_DIM>(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
 
     return k - KIVI_CUDA_LEAST_SCALE < f.usual_scales
            && v - 0x1000u < 0x4400u - 0x1000u; /* 2^-11 to below 4 */
@@ -296,7 +326,20 @@ __device__ __forceinline__ void kivi_cuda_quick_scores(const F &f, const unsigne
 
 /* ------------------------------------------------------------------ output */
 
-/* The minima's part, and the sum of the weights in row 7. `keep` masks tokens that are rows. */
+/* a0, a2: numbers of row g and of tokens 8 t + 4 k + 0,1 and 2,3. Of MANY_GROUPS the sum of the weights is in row 8. */
+template <class F>
+__device__ __forceinline__ void kivi_cuda_add_rest(const F &f, float to[4], uint32_t a0, uint32_t a2, uint32_t b0,
+                                                   uint32_t b1)
+{
+    const uint32_t ones = f.g == 0 ? 0x3c003c00u : 0;
+
+    if (F::MANY_GROUPS)
+        kivi_cuda_mma(to, a0, ones, a2, ones, b0, b1);
+    else
+        kivi_cuda_mma_upper(to, a0, a2, b0, b1);
+}
+
+/* The minima's part, and the sum of the weights in row 7 or 8. `keep` masks tokens that are rows. */
 template <bool precise, class F>
 __device__ __forceinline__ void kivi_cuda_sum_rest(F &f, const unsigned char *shared, bool codes,
                                                    const uint32_t *keep)
@@ -312,13 +355,13 @@ __device__ __forceinline__ void kivi_cuda_sum_rest(F &f, const unsigned char *sh
         x.z &= ~keep[2];
         x.w &= ~keep[3];
     }
-    if (f.g == 7)
+    if (!F::MANY_GROUPS && f.g == 7)
         x = make_uint4(0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u);
-    kivi_cuda_mma_upper(to, x.x, x.y, f.p[0], f.p[1]);
-    kivi_cuda_mma_upper(to, x.z, x.w, f.p[2], f.p[3]);
+    kivi_cuda_add_rest(f, to, x.x, x.y, f.p[0], f.p[1]);
+    kivi_cuda_add_rest(f, to, x.z, x.w, f.p[2], f.p[3]);
     if (precise) {
-        kivi_cuda_mma_upper(to, x.x, x.y, f.p_low[0], f.p_low[1]);
-        kivi_cuda_mma_upper(to, x.z, x.w, f.p_low[2], f.p_low[3]);
+        kivi_cuda_add_rest(f, to, x.x, x.y, f.p_low[0], f.p_low[1]);
+        kivi_cuda_add_rest(f, to, x.z, x.w, f.p_low[2], f.p_low[3]);
 #pragma unroll
         for (int j = 0; j < 4; j++)
             f.rest[j] += part[j];
@@ -377,6 +420,9 @@ __device__ __forceinline__ void kivi_cuda_sum_products(F &f, const unsigned char
 {
 #pragma unroll
     for (int i = 0; i < F::CHUNKS; i++) {
+        if (F::ANY_DIM && 32 * i >= f.v_dim())
+            break;
+
         const unsigned char *scales =
             shared + F::V_SCALES + ((uint32_t)i >> f.group_shift) * 64 + f.t * 16;
         uint32_t scale[4], b[4], b_low[4], y[2][4][2];
@@ -442,7 +488,7 @@ __device__ __forceinline__ void kivi_cuda_sum_packed(F &f, const unsigned char *
         }
     if (precise) {
         const uint32_t largest =
-            kivi_cuda_largest(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
+            kivi_cuda_largest<F::ANY_DIM>(shared + F::V_SCALES, f.s.v.n_groups * 32, f.lane);
         const int k = kivi_cuda_raise(largest, 0);
 
         kivi_cuda_sum_products<true>(f, shared, w, w_low, kivi_cuda_power2(k),

@@ -6,16 +6,16 @@
 #include "bits.cuh"
 #include "kernels.cuh"
 
-template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
-    using shape = kivi_cuda_fast_shape<D, KB, VB>;
+template <int D, bool ANY, int KB, int VB> struct kivi_cuda_fast_launch {
+    using shape = kivi_cuda_fast_shape<D, ANY, KB, VB>;
 
     /* Eight bits are precise always: their quantization error leaves no room for another. So is f16. */
     static constexpr bool ALWAYS = KB >= 8 || VB >= 8;
 
     static cudaError_t launch(const kivi_cuda_step *step, cudaStream_t stream)
     {
-        const auto kernel = ALWAYS || step->precise ? kivi_cuda_attend_fast<D, KB, VB, true>
-                                                    : kivi_cuda_attend_fast<D, KB, VB, ALWAYS>;
+        const auto kernel = ALWAYS || step->precise ? kivi_cuda_attend_fast<D, ANY, KB, VB, true>
+                                                    : kivi_cuda_attend_fast<D, ANY, KB, VB, ALWAYS>;
 
         return kivi_cuda_launch(kernel, dim3(step->n_parts), 32 * step->n_warps,
                                 step->n_warps * shape::WARP_BYTES, stream, step->overlap, *step);
@@ -46,8 +46,8 @@ template <int D, int KB, int VB> struct kivi_cuda_fast_launch {
     {
         int precise[2], quick[2];
 
-        prepare(kivi_cuda_attend_fast<D, KB, VB, true>, precise);
-        prepare(kivi_cuda_attend_fast<D, KB, VB, ALWAYS>, quick);
+        prepare(kivi_cuda_attend_fast<D, ANY, KB, VB, true>, precise);
+        prepare(kivi_cuda_attend_fast<D, ANY, KB, VB, ALWAYS>, quick);
         for (int i = 0; i < 2; i++)
             blocks[i] = {shape::WARPS << i, precise[i] < quick[i] ? precise[i] : quick[i]};
         (void)cudaGetLastError(); /* that there is no room for the larger ones */

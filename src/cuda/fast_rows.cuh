@@ -25,8 +25,9 @@ __device__ __forceinline__ uint2 kivi_cuda_row_quad(const uint4 *rows, uint32_t 
     return ((const uint2 *)&rows[kivi_cuda_row_chunk<DIM>(row, c / 8)])[c / 4 % 2];
 }
 
-/* Starts to copy the unit's rows, by a warp or more threads; tokens that are none are zeros. */
-template <int DIM, int THREADS = 32, int SHIFT = 2>
+/* Starts to copy the unit's rows, by a warp or more threads; tokens that are none are zeros, and, if ANY, channels
+ * from the rows' dimension on. */
+template <int DIM, bool ANY, int THREADS = 32, int SHIFT = 2>
 __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_rows &rows, uint32_t u,
                                                      uint32_t thread)
 {
@@ -37,6 +38,11 @@ __device__ __forceinline__ void kivi_cuda_fetch_rows(uint4 *to, const kivi_cuda_
     const uint64_t last = unit + KIVI_CUDA_UNIT < rows.n ? unit + KIVI_CUDA_UNIT : rows.n;
     const bool aligned = kivi_cuda_rows_are_f16(rows, last);
 
+    if (ANY && 8 * chunk >= rows.dim) {
+        for (uint32_t row = first; row < KIVI_CUDA_UNIT; row += STEP)
+            to[kivi_cuda_row_chunk<DIM, SHIFT>(row, chunk)] = make_uint4(0, 0, 0, 0);
+        return;
+    }
     if (unit >= rows.packed && unit >= rows.n_sink && unit + KIVI_CUDA_UNIT <= rows.n_old
         && at + KIVI_CUDA_UNIT <= rows.ring_length.by) { /* all of them, and one after the other */
         const __half *from = (const __half *)rows.ring + (size_t)(at + first) * rows.dim + 8 * chunk;
@@ -103,6 +109,8 @@ __device__ __forceinline__ void kivi_cuda_score_rows(const F &f, const uint4 *ro
 
 #pragma unroll 1
         for (uint32_t w = 0; w < F::KW; w++) {
+            if (F::ANY_DIM && 4 * w * F::KN >= f.k_dim())
+                break;
 #pragma unroll
             for (int j = 0; j < F::KJ; j++) {
                 const uint32_t c = (4 * w + f.t) * F::KN + 4 * j;
@@ -127,6 +135,9 @@ __device__ __forceinline__ void kivi_cuda_sum_rows(F &f, const uint4 *rows, cons
 {
 #pragma unroll
     for (int i = 0; i < F::CHUNKS; i++) {
+        if (F::ANY_DIM && 32 * i >= f.v_dim())
+            break;
+
         uint2 x[8];
 
 #pragma unroll
@@ -171,16 +182,20 @@ __device__ __forceinline__ void kivi_cuda_fetch_page(const F &f, unsigned char *
     page += f.in_page;
 #pragma unroll
     for (uint32_t part = 0; part < 2; part++) {
-        const uint4 *from = (const uint4 *)(page + part * f.s.page_v_offset) + at * COUNT;
+        const uint32_t width = (part ? f.v_dim() : f.k_dim()) / 8;
+        const uint4 *from = (const uint4 *)(page + part * f.s.page_v_offset) + at * KIVI_CUDA_UNIT * width;
         uint4 *rows = (uint4 *)(to + part * F::V_CODES);
         const uint32_t n = part ? values : keys;
 
         if (n == 0)
             continue;
 #pragma unroll 8
-        for (uint32_t i = f.lane; i < COUNT; i += 32)
-            kivi_cuda_copy16_or_zero(&rows[kivi_cuda_row_chunk<F::DIM>(i / PER_ROW, i % PER_ROW)],
-                                     from + (i - f.lane), i / PER_ROW < n ? 16 : 0);
+        for (uint32_t i = f.lane; i < COUNT; i += 32) {
+            const uint32_t row = i / PER_ROW, chunk = i % PER_ROW, place = F::ANY_DIM ? row * width + chunk : i;
+
+            kivi_cuda_copy16_or_zero(&rows[kivi_cuda_row_chunk<F::DIM>(row, chunk)], from + (int)(place - f.lane),
+                                     row < n && (!F::ANY_DIM || chunk < width) ? 16 : 0);
+        }
     }
 }
 
@@ -239,7 +254,7 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
     if (k_rows) {
         const kivi_cuda_rows from = kivi_cuda_key_rows(f.s, f.item, f.head);
 
-        kivi_cuda_fetch_rows<F::DIM>(rows, from, u, f.lane);
+        kivi_cuda_fetch_rows<F::DIM, F::ANY_DIM>(rows, from, u, f.lane);
         kivi_cuda_wait_for_all();
         if (k_codes) {
             kivi_cuda_precise_scores(f, shared, score);
@@ -257,7 +272,7 @@ __device__ __forceinline__ void kivi_cuda_any_unit(F &f, unsigned char *shared,
     if (!together && v_codes) /* while the weights are made */
         kivi_cuda_fetch(f, values, page, at, 0, kivi_cuda_in_unit(u, f.item.v_packed));
     if (v_rows) /* likewise */
-        kivi_cuda_fetch_rows<F::DIM>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, f.lane);
+        kivi_cuda_fetch_rows<F::DIM, F::ANY_DIM>(rows, kivi_cuda_value_rows(f.s, f.item, f.head), u, f.lane);
     kivi_cuda_copy_commit();
     f.cap(score);
     f.hide(u, score);

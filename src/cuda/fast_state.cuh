@@ -85,12 +85,16 @@ __device__ __forceinline__ float kivi_cuda_tanh(float x)
     return fabsf(x) < 0.625f ? fmaf(y * square, x, x) : copysignf(large, x);
 }
 
-template <int D, int KB, int VB> struct kivi_cuda_fast {
+/* D: head dimension of keys and of values, or, if ANY, the most that they have: what is beyond theirs is 0 where it
+ * counts, and left out where it would take time. */
+template <int D, bool ANY, int KB, int VB> struct kivi_cuda_fast {
     static constexpr int KN = kivi_cuda_key_codes<KB>, VN = 32 / VB; /* codes of a word */
     static constexpr int KW = D / KN / 4;            /* words of a token that a lane holds */
     static constexpr int KJ = KN / 4;                /* codes of a byte */
     static constexpr int CHUNKS = D / 32;            /* of output channels */
     static constexpr int K_BITS = KB, V_BITS = VB, DIM = D;
+    static constexpr bool ANY_DIM = ANY;
+    static constexpr bool MANY_GROUPS = D / 32 == 8; /* of values, so many that `rest` has no row left below 8 */
     /* Where a unit's parts lie in its shared memory, in bytes. */
     static constexpr int K_SCALES = 4 * D * KB, V_CODES = K_SCALES + (KB == 16 ? 0 : 4 * D);
     static constexpr int V_SCALES = V_CODES + 4 * D * VB, BYTES = V_SCALES + (VB == 16 ? 0 : 4 * D);
@@ -106,7 +110,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
     uint32_t usual_scales;    /* kivi_cuda_usual_scales of the tile's queries */
     float unit[2];            /* rows 2 t, 2 t + 1 */
     float out[2 * CHUNKS][4]; /* [16 channels] x rows, of codes */
-    float rest[4];            /* [groups and the sum of weights] x rows */
+    float rest[4];            /* [groups, and in row 7 or 8 the sum of weights] x rows */
     uint32_t p[4], p_low[4];  /* row g: weights of tokens 8 t + 0,1; 2,3; 4,5; 6,7; what they lost */
 
     __device__ __forceinline__ kivi_cuda_fast(const kivi_cuda_step &step,
@@ -136,6 +140,27 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
         lane = kivi_cuda_lane();
         g = lane / 4;
         t = lane % 4;
+    }
+
+    /* Channels of keys and of values, and those of their packed layout. */
+    __device__ __forceinline__ uint32_t k_dim() const
+    {
+        return ANY ? s.k.dim : D;
+    }
+
+    __device__ __forceinline__ uint32_t v_dim() const
+    {
+        return ANY ? s.v.dim : D;
+    }
+
+    __device__ __forceinline__ uint32_t k_pad() const
+    {
+        return ANY ? s.k.dim_pad : D;
+    }
+
+    __device__ __forceinline__ uint32_t v_pad() const
+    {
+        return ANY ? s.v.dim_pad : D;
     }
 
     /* Once the block's queries are there. */
@@ -257,7 +282,7 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
             rest[j] *= shrink[j % 2];
     }
 
-    /* This warp's result: [rows][D] outputs, of the tile's n_rows, then unit and sum of each row. All warps write
+    /* This warp's result: [rows][v_dim] outputs, of the tile's n_rows, then unit and sum of each row. All warps write
      * theirs at a time. */
     __device__ __forceinline__ void store(float *result, uint32_t n_rows) const
     {
@@ -271,16 +296,19 @@ template <int D, int KB, int VB> struct kivi_cuda_fast {
             for (int j = 0; j < 2; j++) {
                 const float b = __shfl_sync(0xffffffffu, end[j], from);
 
-                if (2 * t + j < n_rows)
-                    *(float4 *)&result[(2 * t + j) * D + 32 * i + 4 * g] =
+                if (2 * t + j < n_rows && (!ANY || 32 * i + 4 * g < v_dim()))
+                    *(float4 *)&result[(2 * t + j) * v_dim() + 32 * i + 4 * g] =
                         make_float4(fmaf(out[2 * i][j], 0x1p24f * down, b),
                                     fmaf(out[2 * i][j + 2], 0x1p24f * down, b),
                                     fmaf(out[2 * i + 1][j], 0x1p24f * down, b),
                                     fmaf(out[2 * i + 1][j + 2], 0x1p24f * down, b));
             }
         }
-        if (g == 7)
-            *(float4 *)&result[kivi_cuda_ends(D, 2 * t)] = make_float4(unit[0], end[0], unit[1], end[1]);
+        if (!MANY_GROUPS && g == 7)
+            *(float4 *)&result[kivi_cuda_ends(v_dim(), 2 * t)] = make_float4(unit[0], end[0], unit[1], end[1]);
+        if (MANY_GROUPS && g == 0)
+            *(float4 *)&result[kivi_cuda_ends(v_dim(), 2 * t)] =
+                make_float4(unit[0], rest[2] * down, unit[1], rest[3] * down);
     }
 };
 
@@ -290,9 +318,9 @@ __device__ __forceinline__ int kivi_cuda_query_exponent(float largest)
     return largest > 0x1p-100f ? 126 + KIVI_CUDA_QUERY_BITS - (int)(__float_as_uint(largest) >> 23) : 100;
 }
 
-/* A row of queries, by a warp: the lane's N numbers times `by`; in places beyond the last row that one again, as
- * weights of zeros would be alike. Returns the largest of the row. */
-template <int N>
+/* A row of queries, by a warp: the lane's N numbers times `by`, zeros in channels beyond theirs; in places beyond the
+ * last row that one again, as weights of zeros would be alike. Returns the largest of the row. */
+template <int N, bool ANY>
 __device__ __forceinline__ float kivi_cuda_load_query(const kivi_cuda_step &s, const kivi_cuda_item &item,
                                                       const kivi_cuda_segment &segment, uint32_t place, uint32_t n_rows,
                                                       float by, float x[N])
@@ -304,7 +332,16 @@ __device__ __forceinline__ float kivi_cuda_load_query(const kivi_cuda_step &s, c
     float max = 0;
     bool finite = true;
 
-    kivi_cuda_load_floats<N>(item.q, item.q_type, at + N * lane, x);
+#pragma unroll
+    for (int i = 0; i < N; i++)
+        x[i] = 0;
+    if (!ANY || N * lane < s.k.dim) { /* dimensions are multiples of 8 */
+        constexpr int AT_ONCE = N < 4 ? N : 4;
+
+#pragma unroll
+        for (int i = 0; i < N; i += AT_ONCE)
+            kivi_cuda_load_floats<AT_ONCE>(item.q, item.q_type, at + N * lane + i, x + i);
+    }
 #pragma unroll
     for (int i = 0; i < N; i++) {
         finite = finite && fabsf(x[i] * s.scale) <= 1e30f;
@@ -323,7 +360,7 @@ __device__ __forceinline__ float kivi_cuda_power(int x)
 }
 
 /* The tile's queries to shared memory, by all warps of the block: a row to a warp at a time. */
-template <int D, int KB>
+template <int D, bool ANY, int KB>
 __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
                                                        const kivi_cuda_item &item,
                                                        const kivi_cuda_segment &segment,
@@ -335,7 +372,7 @@ __device__ __forceinline__ void kivi_cuda_load_queries(const kivi_cuda_step &s,
 
     for (uint32_t row = threadIdx.x / 32; row < KIVI_CUDA_ROWS; row += blockDim.x / 32) {
         float x[PER_LANE];
-        const float largest = kivi_cuda_load_query<PER_LANE>(s, item, segment, row, n_rows, factor, x);
+        const float largest = kivi_cuda_load_query<PER_LANE, ANY>(s, item, segment, row, n_rows, factor, x);
         const int exponent = kivi_cuda_query_exponent(largest);
         const float up = kivi_cuda_power(exponent);
 

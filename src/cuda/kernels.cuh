@@ -16,11 +16,13 @@ struct kivi_cuda_blocks {
 cudaError_t kivi_cuda_attend_general(const kivi_cuda_step *step, cudaStream_t stream);
 kivi_cuda_blocks kivi_cuda_general_blocks();
 
-/* The tensor core path, or NULL if it was not compiled for the combination. It takes blocks of either kind, the
- * second of twice as many warps, of which small multiprocessors hold none. */
-kivi_cuda_attend kivi_cuda_find_fast(uint32_t dim, uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
+/* The tensor core path, or NULL if it was not compiled for the combination: of head dimension 64 or 128, of keys as of
+ * values, or of any dimensions up to 128 or 256. It takes blocks of either kind, the second of twice as many warps, of
+ * which small multiprocessors hold none. */
 kivi_cuda_attend kivi_cuda_find_fast_64(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
 kivi_cuda_attend kivi_cuda_find_fast_128(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
+kivi_cuda_attend kivi_cuda_find_fast_to_128(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
+kivi_cuda_attend kivi_cuda_find_fast_to_256(uint32_t k_bits, uint32_t v_bits, kivi_cuda_blocks blocks[2]);
 
 /* Items of many query rows are attend_many.cuh's, where it was compiled for the layer: schedule.cu. */
 #define KIVI_CUDA_MANY 32u      /* rows of an item, at least */
@@ -48,10 +50,12 @@ constexpr __host__ __device__ size_t kivi_cuda_many_floats(uint32_t dim)
 typedef cudaError_t (*kivi_cuda_attend_many_rows)(const kivi_cuda_step *step, const kivi_cuda_many_plan *plan,
                                                   float *partials, cudaStream_t stream);
 
-/* NULL if it was not compiled for the combination. A multiprocessor of the current device holds so many blocks. */
-kivi_cuda_attend_many_rows kivi_cuda_find_many(uint32_t dim, uint32_t k_bits, uint32_t v_bits, int *blocks);
+/* The same for these; also NULL if it takes more shared memory than the current device has, a multiprocessor of which
+ * holds so many blocks. */
 kivi_cuda_attend_many_rows kivi_cuda_find_many_64(uint32_t k_bits, uint32_t v_bits, int *blocks);
 kivi_cuda_attend_many_rows kivi_cuda_find_many_128(uint32_t k_bits, uint32_t v_bits, int *blocks);
+kivi_cuda_attend_many_rows kivi_cuda_find_many_to_128(uint32_t k_bits, uint32_t v_bits, int *blocks);
+kivi_cuda_attend_many_rows kivi_cuda_find_many_to_256(uint32_t k_bits, uint32_t v_bits, int *blocks);
 
 /* How a step's append is split between its kernels: slabs of a kv head, at most. */
 struct kivi_cuda_append_plan {

@@ -2,5 +2,5 @@
 
 kivi_cuda_attend_many_rows kivi_cuda_find_many_64(uint32_t k_bits, uint32_t v_bits, int *blocks)
 {
-    return kivi_cuda_find_bits<kivi_cuda_many_launch, 64>(k_bits, v_bits, blocks);
+    return kivi_cuda_find_bits<kivi_cuda_many_launch, 64, false>(k_bits, v_bits, blocks);
 }

@@ -53,11 +53,12 @@ __device__ __forceinline__ void kivi_cuda_find_many_tokens(const kivi_cuda_step 
     *end = *end < stop ? *end : stop;
 }
 
-template <int D, int KB, int VB, bool precise>
-__global__ void __launch_bounds__(KIVI_CUDA_MANY_THREADS, precise ? 2 : 3)
+template <int D, bool ANY, int KB, int VB, bool precise>
+__global__ void __launch_bounds__(KIVI_CUDA_MANY_THREADS, precise || D > 128 ? 2 : 3)
     kivi_cuda_attend_many(const __grid_constant__ kivi_cuda_step s, float *partials)
 {
-    extern __shared__ __align__(256) unsigned char shared[];
+    using shape = kivi_cuda_many_shape<D, KB, VB>;
+    extern __shared__ __align__(shape::ALIGNMENT) unsigned char shared[];
     __shared__ float factors[KIVI_CUDA_MANY_ROWS];
     __shared__ kivi_cuda_item item;
     __shared__ kivi_cuda_many_task task;
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(KIVI_CUDA_MANY_THREADS, precise ? 2 : 3)
         ((uint4 *)&item)[threadIdx.x] = ((const uint4 *)&kivi_cuda_items(s)[task.segment.item])[threadIdx.x];
     __syncthreads();
 
-    kivi_cuda_many<D, KB, VB, precise> f(s, item, task.segment, shared);
+    kivi_cuda_many<D, ANY, KB, VB, precise> f(s, item, task.segment, shared);
     const bool has_rows = 16 * f.warp < task.n_rows;
 
     kivi_cuda_find_many_tokens(s, item, task, &token, &end);
@@ -106,53 +107,54 @@ __global__ void __launch_bounds__(KIVI_CUDA_MANY_THREADS, precise ? 2 : 3)
     const float *result = (const float *)shared;
 
     for (uint32_t row = 16 * f.warp; row < 16 * f.warp + 16 && row < task.n_rows; row++)
-        for (uint32_t c = 4 * f.lane; c < D; c += 128) {
+        for (uint32_t c = 4 * f.lane; c < f.v_dim(); c += 128) {
             const float2 ends = *(const float2 *)&result[KIVI_CUDA_MANY_ROWS * D + 2 * row];
             const kivi_cuda_quad quad = {*(const float4 *)&result[row * D + c], ends.x, ends.y};
 
             if (item.many.n_splits == 1) {
                 kivi_cuda_put(s, item, task.segment, row, c, quad);
             } else {
-                float *to = partials + (task.partial + task.split) * kivi_cuda_many_floats(D);
+                float *to = partials + (task.partial + task.split) * kivi_cuda_many_floats(f.v_dim());
 
-                *(float4 *)&to[row * D + c] = quad.x;
+                *(float4 *)&to[row * f.v_dim() + c] = quad.x;
                 if (c == 0)
-                    *(float2 *)&to[KIVI_CUDA_MANY_ROWS * D + 2 * row] = ends;
+                    *(float2 *)&to[KIVI_CUDA_MANY_ROWS * f.v_dim() + 2 * row] = ends;
             }
         }
 }
 
 /* What the splits of a task left, merged in their order. */
-template <int D>
+template <int D, bool ANY>
 __global__ void __launch_bounds__(256)
     kivi_cuda_merge_many(const __grid_constant__ kivi_cuda_step s, const float *partials)
 {
     const kivi_cuda_many_task task = kivi_cuda_find_many_task(s, blockIdx.x);
     const kivi_cuda_item &item = kivi_cuda_items(s)[task.segment.item];
-    const uint32_t n = item.many.n_splits, c = 4 * (threadIdx.x % 32);
-    const float *from = partials + task.partial * kivi_cuda_many_floats(D);
+    const uint32_t n = item.many.n_splits, width = ANY ? s.v.dim : D, per_row = D / 4;
+    const uint32_t c = 4 * (threadIdx.x % per_row);
+    const float *from = partials + task.partial * kivi_cuda_many_floats(width);
 
-    if (task.split != 0 || n == 1 || c >= D)
+    if (task.split != 0 || n == 1 || c >= width)
         return;
-    for (uint32_t row = threadIdx.x / 32; row < task.n_rows; row += blockDim.x / 32) {
-        const float *ends = from + KIVI_CUDA_MANY_ROWS * D + 2 * row;
+    for (uint32_t row = threadIdx.x / per_row; row < task.n_rows; row += blockDim.x / per_row) {
+        const float *ends = from + KIVI_CUDA_MANY_ROWS * width + 2 * row;
         kivi_cuda_quad quad = {{0, 0, 0, 0}, KIVI_CUDA_NO_UNIT, 0};
 
         for (uint32_t j = 0; j < n; j++)
-            quad.unit = fmaxf(quad.unit, ends[j * kivi_cuda_many_floats(D)]);
+            quad.unit = fmaxf(quad.unit, ends[j * kivi_cuda_many_floats(width)]);
 #pragma unroll 4
         for (uint32_t j = 0; j < n; j++) {
-            const float2 end = *(const float2 *)&ends[j * kivi_cuda_many_floats(D)];
+            const float2 end = *(const float2 *)&ends[j * kivi_cuda_many_floats(width)];
             const float weight = kivi_cuda_exp2(end.x - quad.unit);
 
             quad.sum = fmaf(end.y, weight, quad.sum);
-            kivi_cuda_add(quad.x, *(const float4 *)&from[j * kivi_cuda_many_floats(D) + row * D + c], weight);
+            kivi_cuda_add(quad.x, *(const float4 *)&from[j * kivi_cuda_many_floats(width) + row * width + c], weight);
         }
         kivi_cuda_put(s, item, task.segment, row, c, quad);
     }
 }
 
-template <int D, int KB, int VB> struct kivi_cuda_many_launch {
+template <int D, bool ANY, int KB, int VB> struct kivi_cuda_many_launch {
     /* Eight bits are precise always, as in fast_launch.cuh; rows of f16 are as they are. */
     static constexpr bool ALWAYS = KB == 8 || VB == 8, NEVER = KB == 16 && VB == 16;
 
@@ -167,13 +169,13 @@ template <int D, int KB, int VB> struct kivi_cuda_many_launch {
                               cudaStream_t stream)
     {
         const bool precise = ALWAYS || (step->precise && !NEVER);
-        const auto kernel = precise ? kivi_cuda_attend_many<D, KB, VB, !NEVER>
-                                    : kivi_cuda_attend_many<D, KB, VB, ALWAYS>;
+        const auto kernel = precise ? kivi_cuda_attend_many<D, ANY, KB, VB, !NEVER>
+                                    : kivi_cuda_attend_many<D, ANY, KB, VB, ALWAYS>;
         cudaError_t code = kivi_cuda_launch(kernel, dim3(plan->n_blocks), KIVI_CUDA_MANY_THREADS,
                                             bytes(plan->low_queries), stream, false, *step, partials);
 
         if (code == cudaSuccess && plan->n_partials)
-            code = kivi_cuda_launch(kivi_cuda_merge_many<D>, dim3(plan->n_blocks), 256, 0, stream, false, *step,
+            code = kivi_cuda_launch(kivi_cuda_merge_many<D, ANY>, dim3(plan->n_blocks), 256, 0, stream, false, *step,
                                     (const float *)partials);
         return code;
     }
@@ -181,7 +183,7 @@ template <int D, int KB, int VB> struct kivi_cuda_many_launch {
     /* Makes a kernel ready. Returns how many blocks a multiprocessor holds. */
     template <bool precise> static int prepare()
     {
-        const auto kernel = kivi_cuda_attend_many<D, KB, VB, precise>;
+        const auto kernel = kivi_cuda_attend_many<D, ANY, KB, VB, precise>;
         int n = 0;
 
         return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes(true))

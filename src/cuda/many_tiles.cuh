@@ -63,20 +63,21 @@ __device__ __forceinline__ kivi_cuda_units kivi_cuda_whole_units(uint64_t begin,
     return {(uint32_t)((begin + KIVI_CUDA_UNIT - 1) / KIVI_CUDA_UNIT), (uint32_t)(end / KIVI_CUDA_UNIT)};
 }
 
-/* Where everything is in shared memory, in bytes. */
+/* Where everything is in shared memory, in bytes. Values of 256 channels have up to 8 groups. */
 template <int D, int KB, int VB> struct kivi_cuda_many_shape {
     static constexpr uint32_t TILE = KIVI_CUDA_UNIT * D * 2; /* keys or values of a unit */
     static constexpr uint32_t QUERIES = KIVI_CUDA_MANY_ROWS * D * 2;
     static constexpr uint32_t KEYS = QUERIES, VALUES = KEYS + 2 * TILE;
     static constexpr uint32_t PACKED = VALUES + 2 * TILE;
-    /* What is packed of a unit: codes of keys, their scales and minima, codes of values, theirs for up to 4 groups. */
+    /* What is packed of a unit: codes of keys, their scales and minima, codes of values, theirs. */
     static constexpr uint32_t K_SCALES = KB == 16 ? 0 : 4 * D * KB, V_CODES = K_SCALES + (KB == 16 ? 0 : 4 * D);
     static constexpr uint32_t V_SCALES = V_CODES + (VB == 16 ? 0 : 4 * D * VB);
     static constexpr uint32_t STAGE = V_SCALES + (VB == 16 ? 0 : 4 * D);
     static constexpr uint32_t BYTES = PACKED + 2 * STAGE;
     /* What queries of f32 are beside f16: not always. */
     static constexpr uint32_t LOW_QUERIES = BYTES, MOST = LOW_QUERIES + QUERIES;
-    static_assert(MOST <= 98 * 1024, "every device has 99 KB, of which 1 is for the rest");
+    static constexpr uint32_t ALIGNMENT = D > 128 ? 512 : 256; /* whole rows of tiles, at least */
+    static_assert(D > 128 || MOST <= 98 * 1024, "every device has 99 KB, of which 1 is for the rest");
 };
 
 /* Where 16 bytes of a row of tokens, D channels wide, or of 32 numbers, a channel's, are in their tile: permuted so

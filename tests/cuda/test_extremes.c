@@ -13,7 +13,7 @@
 /* With tensor cores and without; one new token, for which a block has few rows, and many. */
 static const struct {
     uint32_t dim, bits;
-} shapes[] = {{64, 2}, {128, 4}, {128, 8}, {128, 16}, {80, 2}};
+} shapes[] = {{64, 2}, {128, 4}, {128, 8}, {128, 16}, {80, 2}, {256, 2}, {264, 2}};
 
 static void check_call(struct twins *t, uint64_t n, const kivi_attention *attention,
                        const char *what)
@@ -176,6 +176,7 @@ START_TEST(long_sums_of_one_part)
     config.n_layers = config.n_kv_heads = 1;
     config.n_q_heads = Q_HEADS;
     config.k_dim = config.v_dim = 80;
+    config.k_bits = 16;
     config.backend = "cuda";
     session_ok(kivi_cache_create(&config, &cache, &error), &error);
     session_ok(kivi_seq_create(cache, &item.seq, &error), &error);

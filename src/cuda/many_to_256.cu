@@ -1,0 +1,6 @@
+#include "many_launch.cuh"
+
+kivi_cuda_attend_many_rows kivi_cuda_find_many_to_256(uint32_t k_bits, uint32_t v_bits, int *blocks)
+{
+    return kivi_cuda_find_bits<kivi_cuda_many_launch, 256, true>(k_bits, v_bits, blocks);
+}
