@@ -390,7 +390,8 @@ static void check_f16_attention(struct rng *rng, uint32_t dim, uint32_t n_rows, 
     snprintf(what, sizeof what, "f16: dimension %u, %u rows, %u tokens, fill %d", dim, n_rows,
              tokens, fill);
     for (i = 0; i < n_tables; i++) {
-        const void *next = rng_below(rng, 2) ? rows + 1 : NULL;
+        const struct kivi_next next = {.data = rng_below(rng, 2) ? rows + 1 : NULL,
+                                       .is_amd = (int)rng_below(rng, 2)};
         float *got = guard_new(rng, ((n_rows - 1) * ld + tokens) * sizeof *got, 4);
         float *out = guard_new(rng, ((n_rows - 1) * out_stride + dim) * sizeof *out, 4);
 

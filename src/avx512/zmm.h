@@ -10,7 +10,8 @@
 #define LANES 16
 #define ACCUMULATORS 16 /* of dot products: what 32 registers hold beside the rest */
 #define PAGES_AHEAD 32768u
-#define STREAMS(bits) ((bits) == 2 ? 3u : 4u) /* measured on an Intel, and */
+#define STREAMS(bits) ((bits) == 2 ? 3u : 4u) /* these two measured on an Intel, and */
+#define ROW_STREAMS 4u
 #define AGAIN 2048u /* measured on a Zen 5: docs/performance-notes.md */
 #define FEW_ROWS 2u
 

@@ -115,6 +115,7 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
     const struct kivi_step_item *item = &step->items[task->item];
     const struct kivi_layout *l = &w->layer->k;
     const uint64_t sinks = min_u64(step->geometry->n_sink, item->before.k_packed);
+    const struct kivi_next unknown = {.is_amd = w->plan->is_amd};
     uint64_t t = begin;
 
     while (t < end) {
@@ -125,7 +126,7 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 
         if (run.stride) {
             kernels->f16_scores(l->dim, w->q, l->dim_pad, task->n_rows, run.data, run.stride,
-                                (uint32_t)n, packed_at(w, t, n, 0).data, scores, KIVI_CHUNK);
+                                (uint32_t)n, packed_at(w, t, n, 0), scores, KIVI_CHUNK);
         } else {
             const int exact_values = w->layer->v.bits > 2 || t + n > item->before.v_packed;
 
@@ -139,8 +140,8 @@ static void score_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
     if (begin < sinks) /* in full precision whatever their codes are */
         kernels->f16_scores(l->dim, w->q, l->dim_pad, task->n_rows,
                             kivi_sink_key(step->geometry, item->window, task->kv_head, begin),
-                            l->dim, (uint32_t)(min_u64(sinks, end) - begin), NULL, w->part->scores,
-                            KIVI_CHUNK);
+                            l->dim, (uint32_t)(min_u64(sinks, end) - begin), unknown,
+                            w->part->scores, KIVI_CHUNK);
 }
 
 /* Scores to unnormalized weights; tokens that a row does not see get 0. */
@@ -208,6 +209,7 @@ static void sum_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
     const struct kivi_layout *l = &w->layer->v;
     const uint64_t packed = min_u64(item->before.v_packed, end);
     const uint64_t sinks = min_u64(step->geometry->n_sink, packed);
+    const struct kivi_next unknown = {.is_amd = w->plan->is_amd};
     struct kivi_part *part = w->part;
     uint64_t t, n;
 
@@ -217,7 +219,7 @@ static void sum_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
 
         n = min_u64(run.n_tokens, end - t);
         kernels->f16_accumulate(l->dim, part->scores + (t - begin), KIVI_CHUNK, task->n_rows,
-                                run.data, run.stride, (uint32_t)n, NULL, w->stretch.out,
+                                run.data, run.stride, (uint32_t)n, unknown, w->stretch.out,
                                 l->dim_pad);
     }
     if (begin >= packed)
@@ -227,7 +229,7 @@ static void sum_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
     if (begin < sinks) {
         kernels->f16_accumulate(l->dim, part->scores, KIVI_CHUNK, task->n_rows,
                                 kivi_sink_value(step->geometry, item->window, task->kv_head, begin),
-                                l->dim, (uint32_t)(sinks - begin), NULL, w->stretch.out,
+                                l->dim, (uint32_t)(sinks - begin), unknown, w->stretch.out,
                                 l->dim_pad);
         clear_weights(w, 0, sinks - begin);
     }
@@ -241,7 +243,7 @@ static void sum_tokens(struct kivi_cpu_work *w, uint64_t begin, uint64_t end)
         next = packed_at(w->after, w->after > w ? t : t + KIVI_CHUNK, n, 1);
         if (run.stride)
             kernels->f16_accumulate(l->dim, weights, KIVI_CHUNK, task->n_rows, run.data, run.stride,
-                                    (uint32_t)n, next.data, w->stretch.out, l->dim_pad);
+                                    (uint32_t)n, next, w->stretch.out, l->dim_pad);
         else
             kernels->v_accumulate(l, weights, KIVI_CHUNK, task->n_rows, run.data, (uint32_t)n, next,
                                   w->stretch.out, step->attention.precision);

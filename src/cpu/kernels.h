@@ -73,13 +73,13 @@ struct kivi_kernels {
                          kivi_precision precision);
 
     /* The same two over f16 rows, `stride` elements apart. q_stride and out_stride are elements
-     * from one row to the next. dim is a multiple of 8. `next`: kivi_next.data. */
+     * from one row to the next. dim is a multiple of 8. */
     void (*f16_scores)(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                       const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
-                       float *scores, size_t ld);
+                       const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                       struct kivi_next next, float *scores, size_t ld);
     void (*f16_accumulate)(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
                            const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                           const void *next, float *out, size_t out_stride);
+                           struct kivi_next next, float *out, size_t out_stride);
 
     /* x = cap * tanh(x / cap). Relative error 1e-6. */
     void (*softcap)(float *x, size_t n, float cap);

@@ -24,10 +24,10 @@ void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_
                               struct kivi_next next, float *out, kivi_precision precision);
 void kivi_f16_scores_scalar(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
                             const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                            const void *next, float *scores, size_t ld);
+                            struct kivi_next next, float *scores, size_t ld);
 void kivi_f16_accumulate_scalar(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
                                 const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                                const void *next, float *out, size_t out_stride);
+                                struct kivi_next next, float *out, size_t out_stride);
 void kivi_softcap_scalar(float *x, size_t n, float cap);
 float kivi_max_scalar(const float *x, size_t n);
 float kivi_exp_sum_scalar(float *x, size_t n, float max);

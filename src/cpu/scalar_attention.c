@@ -92,7 +92,7 @@ void kivi_v_accumulate_scalar(const struct kivi_layout *l, const float *p, size_
 
 void kivi_f16_scores_scalar(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
                             const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                            const void *next, float *scores, size_t ld)
+                            struct kivi_next next, float *scores, size_t ld)
 {
     uint32_t r, t, c;
 
@@ -110,7 +110,7 @@ void kivi_f16_scores_scalar(uint32_t dim, const float *q, size_t q_stride, uint3
 
 void kivi_f16_accumulate_scalar(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
                                 const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                                const void *next, float *out, size_t out_stride)
+                                struct kivi_next next, float *out, size_t out_stride)
 {
     double sum[KIVI_MAX_DIM];
     uint32_t r, t, c;

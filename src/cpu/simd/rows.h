@@ -27,28 +27,57 @@ KIVI_INLINE VF load_float_vector(const float *x)
 
 /*
  * Loads that go from row to row, as those below do, are no pattern that a CPU follows. So every line is asked
- * for LINES_AHEAD bytes before it is read, in the order of memory. That comes to a stop at each page whose
- * address is not yet translated, for as long as many lines take: where it helps, pages are touched PAGES_AHEAD bytes
- * before. Some CPUs then no longer see a stream.
+ * for some KB before it is read, in the order of memory or, as in ahead.h, of several streams. That comes to a stop
+ * at each page whose address is not yet translated, for as long as many lines take: where it helps, pages are touched
+ * PAGES_AHEAD bytes before. Some CPUs then no longer see a stream.
  */
 #define PAGE 4096u
 #define LINES_AHEAD 8192u
 
-/* What is read some bytes after `at`, in the rows that end at `end` or in those that are read after them. */
-KIVI_INLINE const char *after(const void *at, size_t bytes, const void *end, const void *next)
+/* What is read meanwhile: rows up to `end`, then `next`, if it is known. Asked for in `streams` streams, a constant. */
+struct reading {
+    const void *end, *next;
+    uint32_t streams;
+};
+
+KIVI_INLINE struct reading reading_rows(const uint16_t *rows, size_t elements,
+                                        struct kivi_next next, uint32_t streams)
+{
+    return (struct reading){rows + elements, next.data, streams};
+}
+
+/* What is read some bytes after `at`. */
+KIVI_INLINE const char *after(const void *at, size_t bytes, struct reading r)
 {
     const uintptr_t later = (uintptr_t)at + bytes;
 
-    if (later < (uintptr_t)end)
+    if (later < (uintptr_t)r.end)
         return (const char *)later;
-    return next ? (const char *)((uintptr_t)next + (later - (uintptr_t)end)) : at;
+    return r.next ? (const char *)((uintptr_t)r.next + (later - (uintptr_t)r.end)) : at;
+}
+
+/* What is asked for while `at` is read. */
+KIVI_INLINE const char *lines_after(const void *at, struct reading r)
+{
+    return after(at, r.streams > 1 ? r.streams * PAGE : LINES_AHEAD, r);
+}
+
+/* Asks for the line whose turn it is when `at` is in the order of addresses: of several streams, one to a page. */
+KIVI_INLINE void ask_row(const char *at, uint32_t n_rows, uint32_t streams)
+{
+    const uintptr_t in_pages = (uintptr_t)at % (streams * PAGE), turn = in_pages / KIVI_LINE;
+
+    if (streams > 1)
+        kivi_prefetch(at - in_pages + turn % streams * PAGE + turn / streams * KIVI_LINE);
+    else
+        ask_line((uintptr_t)at, n_rows);
 }
 
 /* For the bytes that are at work. */
-KIVI_INLINE void touch_page(const void *at, size_t bytes, const void *end, const void *next)
+KIVI_INLINE void touch_page(const void *at, size_t bytes, struct reading r)
 {
     if (PAGES_AHEAD > 0 && (uintptr_t)at % PAGE < bytes)
-        kivi_prefetch(after(at, PAGES_AHEAD, end, next));
+        kivi_prefetch(after(at, PAGES_AHEAD, r));
 }
 
 /* ------------------------------------------------------------------ scores */
@@ -78,7 +107,7 @@ KIVI_INLINE void add_products(const float *q, size_t q_stride, uint32_t n_rows,
 /* n_rows times n_tokens scores, at most FLOAT_SUMS; both are constants. `ahead`: what to ask for meanwhile. */
 KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
                             const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                            const char *ahead, float *scores, size_t ld)
+                            const char *ahead, uint32_t streams, float *scores, size_t ld)
 {
     VF sum[FLOAT_SUMS];
     float all[FLOAT_SUMS];
@@ -91,7 +120,7 @@ KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint3
         if (2 * c % KIVI_LINE == 0) {
             KIVI_UNROLL
             for (i = 0; i < n_tokens; i++)
-                ask_line((uintptr_t)ahead + (size_t)n_tokens * 2 * c + i * KIVI_LINE, n_rows);
+                ask_row(ahead + (size_t)n_tokens * 2 * c + i * KIVI_LINE, n_rows, streams);
         }
         add_products(q + c, q_stride, n_rows, rows + c, stride, n_tokens, 0, sum);
     }
@@ -108,34 +137,46 @@ KIVI_INLINE void score_tile(uint32_t dim, const float *q, size_t q_stride, uint3
 /* All tokens; n_rows is a constant. */
 KIVI_INLINE void score_rows(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
                             const uint16_t *rows, size_t stride, uint32_t n_tokens,
-                            const void *next, float *scores, size_t ld)
+                            struct reading reading, float *scores, size_t ld)
 {
     const uint32_t step = SHARE_OF_SUMS(n_rows);
-    const uint16_t *end = rows + n_tokens * stride;
     uint32_t t;
 
     for (t = 0; t + step <= n_tokens; t += step, rows += step * stride) {
-        touch_page(rows, 2 * step * stride, end, next);
-        score_tile(dim, q, q_stride, n_rows, rows, stride, step,
-                   after(rows, LINES_AHEAD, end, next), scores + t, ld);
+        touch_page(rows, 2 * step * stride, reading);
+        score_tile(dim, q, q_stride, n_rows, rows, stride, step, lines_after(rows, reading),
+                   reading.streams, scores + t, ld);
     }
     for (; t < n_tokens; t++, rows += stride)
-        score_tile(dim, q, q_stride, n_rows, rows, stride, 1, after(rows, LINES_AHEAD, end, next),
-                   scores + t, ld);
+        score_tile(dim, q, q_stride, n_rows, rows, stride, 1, lines_after(rows, reading),
+                   reading.streams, scores + t, ld);
+}
+
+/* All rows of queries. */
+KIVI_INLINE void score_all(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
+                           const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                           struct reading reading, float *scores, size_t ld)
+{
+    for (; n_rows >= ROWS; n_rows -= ROWS, q += ROWS * q_stride, scores += ROWS * ld)
+        score_rows(dim, q, q_stride, ROWS, rows, stride, n_tokens, reading, scores, ld);
+    if (n_rows == 3)
+        score_rows(dim, q, q_stride, 3, rows, stride, n_tokens, reading, scores, ld);
+    else if (n_rows == 2)
+        score_rows(dim, q, q_stride, 2, rows, stride, n_tokens, reading, scores, ld);
+    else if (n_rows == 1)
+        score_rows(dim, q, q_stride, 1, rows, stride, n_tokens, reading, scores, ld);
 }
 
 static void f16_scores(uint32_t dim, const float *q, size_t q_stride, uint32_t n_rows,
-                       const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
-                       float *scores, size_t ld)
+                       const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                       struct kivi_next next, float *scores, size_t ld)
 {
-    for (; n_rows >= ROWS; n_rows -= ROWS, q += ROWS * q_stride, scores += ROWS * ld)
-        score_rows(dim, q, q_stride, ROWS, rows, stride, n_tokens, next, scores, ld);
-    if (n_rows == 3)
-        score_rows(dim, q, q_stride, 3, rows, stride, n_tokens, next, scores, ld);
-    else if (n_rows == 2)
-        score_rows(dim, q, q_stride, 2, rows, stride, n_tokens, next, scores, ld);
-    else if (n_rows == 1)
-        score_rows(dim, q, q_stride, 1, rows, stride, n_tokens, next, scores, ld);
+    if (ROW_STREAMS == 1 || next.is_amd)
+        score_all(dim, q, q_stride, n_rows, rows, stride, n_tokens,
+                  reading_rows(rows, n_tokens * stride, next, 1), scores, ld);
+    else
+        score_all(dim, q, q_stride, n_rows, rows, stride, n_tokens,
+                  reading_rows(rows, n_tokens * stride, next, ROW_STREAMS), scores, ld);
 }
 
 /* ----------------------------------------------------------------- weighted sums */
@@ -148,12 +189,11 @@ KIVI_INLINE void add_to(float *out, VF sum)
 /* Summed in all columns before the next ones are, so that memory is read nearly in its order. */
 #define TOKENS_OF_COLUMNS 16u
 
-/* Adds weighted rows, summed up from nothing, to `width` vectors of channels of n_rows sums; n_rows and width are constants. Asks for as much
- * as it reads: LINES_AHEAD bytes after `reading`, in the rows that end at `end` and then in `next`. */
+/* Adds weighted rows, summed up from nothing, to `width` vectors of channels of n_rows sums; n_rows and width are
+ * constants. Asks for as much as it reads, in the order of memory: as if it were at `*at`. */
 KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const uint16_t *rows,
-                             size_t stride, uint32_t n_tokens, const uint16_t **reading,
-                             const uint16_t *end, const void *next, float *out, size_t out_stride,
-                             uint32_t width)
+                             size_t stride, uint32_t n_tokens, const uint16_t **at,
+                             struct reading reading, float *out, size_t out_stride, uint32_t width)
 {
     VF sum[FLOAT_SUMS];
     uint32_t r, t, v;
@@ -165,16 +205,16 @@ KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const u
             sum[r * width + v] = vf_zero();
     }
     for (t = 0; t < n_tokens; t++, rows += stride) {
-        const char *ahead = after(*reading, LINES_AHEAD, end, next);
+        const char *ahead = lines_after(*at, reading);
 
-        touch_page(*reading, 2 * width * LANES, end, next);
-        *reading += width * LANES;
+        touch_page(*at, 2 * width * LANES, reading);
+        *at += width * LANES;
         KIVI_UNROLL
         for (v = 0; v < width; v++) {
             const VF x = vf_load_half(rows + v * LANES);
 
             if (2 * v * LANES % KIVI_LINE == 0)
-                ask_line((uintptr_t)ahead + 2 * v * LANES, n_rows);
+                ask_row(ahead + 2 * v * LANES, n_rows, reading.streams);
             KIVI_UNROLL
             for (r = 0; r < n_rows; r++)
                 sum[r * width + v] = vf_fma(vf_set(p[r * ld + t]), x, sum[r * width + v]);
@@ -206,12 +246,12 @@ KIVI_INLINE void add_half_column(const float *p, size_t ld, uint32_t n_rows, con
 }
 
 KIVI_INLINE void add_rows(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
-                          const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
-                          float *out, size_t out_stride)
+                          const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                          struct reading reading, float *out, size_t out_stride)
 {
     const uint32_t most = SHARE_OF_SUMS(n_rows) < 8 ? SHARE_OF_SUMS(n_rows) : 8;
     const uint32_t at_once = most * LANES >= dim ? n_tokens : TOKENS_OF_COLUMNS;
-    const uint16_t *end = rows + n_tokens * stride, *reading = rows;
+    const uint16_t *at = rows;
     uint32_t c, n;
 
     for (; n_tokens > 0; n_tokens -= n, p += n, rows += n * stride) {
@@ -220,7 +260,7 @@ KIVI_INLINE void add_rows(uint32_t dim, const float *p, size_t ld, uint32_t n_ro
 
 #define ADD_COLUMNS(width)                                                                         \
     for (; (width) <= most && c + (width)*LANES <= dim; c += (width)*LANES)                        \
-    add_columns(p, ld, n_rows, rows + c, stride, n, &reading, end, next, out + c, out_stride, width)
+    add_columns(p, ld, n_rows, rows + c, stride, n, &at, reading, out + c, out_stride, width)
 
         ADD_COLUMNS(8);
         ADD_COLUMNS(4);
@@ -232,18 +272,31 @@ KIVI_INLINE void add_rows(uint32_t dim, const float *p, size_t ld, uint32_t n_ro
     }
 }
 
-static void f16_accumulate(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
-                           const uint16_t *rows, size_t stride, uint32_t n_tokens, const void *next,
-                           float *out, size_t out_stride)
+/* All rows of weights. */
+KIVI_INLINE void add_all(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
+                         const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                         struct reading reading, float *out, size_t out_stride)
 {
     for (; n_rows >= ROWS; n_rows -= ROWS, p += ROWS * ld, out += ROWS * out_stride)
-        add_rows(dim, p, ld, ROWS, rows, stride, n_tokens, next, out, out_stride);
+        add_rows(dim, p, ld, ROWS, rows, stride, n_tokens, reading, out, out_stride);
     if (n_rows == 3)
-        add_rows(dim, p, ld, 3, rows, stride, n_tokens, next, out, out_stride);
+        add_rows(dim, p, ld, 3, rows, stride, n_tokens, reading, out, out_stride);
     else if (n_rows == 2)
-        add_rows(dim, p, ld, 2, rows, stride, n_tokens, next, out, out_stride);
+        add_rows(dim, p, ld, 2, rows, stride, n_tokens, reading, out, out_stride);
     else if (n_rows == 1)
-        add_rows(dim, p, ld, 1, rows, stride, n_tokens, next, out, out_stride);
+        add_rows(dim, p, ld, 1, rows, stride, n_tokens, reading, out, out_stride);
+}
+
+static void f16_accumulate(uint32_t dim, const float *p, size_t ld, uint32_t n_rows,
+                           const uint16_t *rows, size_t stride, uint32_t n_tokens,
+                           struct kivi_next next, float *out, size_t out_stride)
+{
+    if (ROW_STREAMS == 1 || next.is_amd)
+        add_all(dim, p, ld, n_rows, rows, stride, n_tokens,
+                reading_rows(rows, n_tokens * stride, next, 1), out, out_stride);
+    else
+        add_all(dim, p, ld, n_rows, rows, stride, n_tokens,
+                reading_rows(rows, n_tokens * stride, next, ROW_STREAMS), out, out_stride);
 }
 
 #endif

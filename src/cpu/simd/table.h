@@ -19,6 +19,7 @@
  *   MOST_DIGITS      (bits): digits with which they are worth while, 2 at most; 0 if floats are always as good.
  *                    Codes of 2 bits have one at least, those of 4 and 8 bits two or none
  *   STREAMS          (bits): in how many streams lines are asked for (ahead.h), MAX_STREAMS at most; may be missing
+ *   ROW_STREAMS      in how many streams f16 rows are asked for (rows.h), but by an AMD; may be missing
  *   AGAIN            how many bytes later a line is asked for once more, by a CPU that wants one stream and is slow to
  *                    take lines from the second-level cache; may be missing
  *   FEW_ROWS         up to so many rows memory is the limit, and not arithmetic; may be missing
@@ -69,6 +70,10 @@
 
 #ifndef STREAMS
 #define STREAMS(bits) 1u
+#endif
+
+#ifndef ROW_STREAMS
+#define ROW_STREAMS 1u
 #endif
 
 #ifndef AGAIN
