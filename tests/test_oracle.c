@@ -279,6 +279,7 @@ START_TEST(extreme_parameters)
         uint64_t window;
     } extremes[] = {
         {"a small softcap", 0.3f, 0, 0},
+        {"a smaller softcap", 0.03f, 0, 0},
         {"a softcap next to nothing", 1e-39f, 0, 0},
         {"a softcap far above scores", 1e9f, 0, 0},
         {"the largest softcap", FLT_MAX, 0, 0},
@@ -325,7 +326,8 @@ START_TEST(alike_scores)
         uint32_t bits;
         float softcap, scale;
     } cases[] = {{2, 0, 1e-5f}, {4, 0, 1e-5f}, {4, 0, 1e-4f}, {4, 0.3f, 0}};
-    const struct model_item prompt = {0, 3000, 2, 0}, step = {0, 1, 1, 0}, few = {0, 5, 5, 0}, chunk = {0, 40, 40, 0};
+    const struct model_item prompt = {0, 3000, 2, 0}, step = {0, 1, 1, 0}, few = {0, 5, 5, 0},
+                            chunk = {0, 40, 40, 0};
     const kivi_config config = model_plain_config(4, 2, 64, cases[_i].bits);
     kivi_attention attention;
     struct model m;
@@ -334,7 +336,8 @@ START_TEST(alike_scores)
     attention.softcap = cases[_i].softcap;
     attention.scale = cases[_i].scale;
     reset_worst();
-    model_open(&m, "scores that hardly differ", &config, 1, &fill_ordinary, test_seed(0xa11c) + (uint64_t)_i);
+    model_open(&m, "scores that hardly differ", &config, 1, &fill_ordinary,
+               test_seed(0xa11c) + (uint64_t)_i);
     model_call(&m, 0, &prompt, 1, &attention, 0);
     model_call(&m, 0, &step, 1, &attention, 0);
     model_call(&m, 0, &few, 1, &attention, 0);

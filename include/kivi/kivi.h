@@ -395,7 +395,7 @@ typedef struct kivi_attention {
     uint64_t window;          /* a query sees this many newest tokens, itself included; 0: all */
     const float *sink_logits; /* n_q_heads learned logits that join the softmax denominator without
                                  a value; may be NULL. Give them to one of several partial calls. */
-    kivi_precision precision; /* KIVI_STANDARD (default) */
+    kivi_precision precision; /* KIVI_STANDARD (default); below a softcap of 8 always KIVI_PRECISE */
     void *stream;             /* cudaStream_t of the cache's device, in its primary context (others are an
                                  error); NULL (default): its default stream. CPU backends ignore it. */
 } kivi_attention;

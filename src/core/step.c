@@ -35,6 +35,10 @@ void kivi_attention_init(kivi_attention *attention)
     attention->size = sizeof *attention;
 }
 
+/* A soft cap below this makes many scores alike, at both of its ends, and weights that are rounded alike add up: such
+ * calls are precise. Models have 20 and more. */
+#define SMALL_CAP 8.0f
+
 static kivi_status resolve_attention(const kivi_cache *cache, const kivi_attention *given,
                                      kivi_attention *attention, kivi_error *error)
 {
@@ -63,6 +67,8 @@ static kivi_status resolve_attention(const kivi_cache *cache, const kivi_attenti
                 return kivi_fail(error, KIVI_ERROR_ARGUMENT, "sink_logits[%u] is not finite", i);
     if (attention->scale == 0)
         attention->scale = 1.0f / sqrtf((float)g->k_dim);
+    if (attention->softcap > 0 && attention->softcap < SMALL_CAP)
+        attention->precision = KIVI_PRECISE;
     return KIVI_OK;
 }
 

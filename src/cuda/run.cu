@@ -13,9 +13,6 @@
 namespace {
 
 constexpr uint32_t MAX_GRID = 65535; /* blocks in y and z */
-/* With a soft cap below this many scores are alike, at both of its ends, and rounding their weights would add up: such
- * calls are precise. Models have 20 and more. */
-constexpr float SMALL_CAP = 8.0f;
 
 /* A step between begin and end, in one allocation. */
 struct pending {
@@ -238,8 +235,7 @@ void fill_args(const kivi_step *step, bool overlap, kivi_cuda_step *s)
     s->heads_per_kv = kivi_cuda_make_divisor(g->heads_per_kv);
     s->units_per_page = kivi_cuda_make_divisor(l->page_tokens / KIVI_CUDA_UNIT);
     s->n_items = (uint32_t)step->n_items;
-    s->precise = step->attention.precision == KIVI_PRECISE
-                 || (step->attention.softcap > 0 && step->attention.softcap < SMALL_CAP);
+    s->precise = step->attention.precision == KIVI_PRECISE;
     s->scale = step->attention.scale;
     s->softcap = step->attention.softcap;
     if (s->softcap > 0) /* it has an inverse, and is finite times 1.44 */
