@@ -364,7 +364,8 @@ END_TEST
 /* Long enough that every part has a share of one head's tokens. */
 START_TEST(split_over_tokens)
 {
-    const int n = test_rounds(4, 40);
+    static const uint32_t dims[][2] = {{64, 64}, {80, 80}, {256, 256}, {128, 192}};
+    const int n = test_rounds(8, 40);
     struct rng rng = {test_seed(0x5917)};
     kivi_attention attention;
     int i, j;
@@ -372,9 +373,11 @@ START_TEST(split_over_tokens)
     reset_worst();
     for (i = 0; i < n; i++) {
         const uint32_t bits[] = {2, 4, 8, 16};
-        const kivi_config config = model_plain_config(8, 1, 64, bits[i % 4]);
+        const uint32_t *dim = dims[(i + i / 4) % 4];
+        kivi_config config = model_plain_config(8, 1, dim[0], bits[i % 4]);
         struct model m;
 
+        config.v_dim = dim[1];
         model_open(&m, "split over tokens", &config, 1, &fill_ordinary, rng_next(&rng));
         prompt_and_steps(&m, 2500 + rng_below(&rng, 300), 12, 1 + (uint32_t)(i + 6) % 7);
         for (j = 0; j < 2; j++) {
@@ -394,8 +397,8 @@ END_TEST
 /* Prompts, chunks of them, and readers of what is there: many queries at a time, beside a sequence with few. */
 START_TEST(many_queries)
 {
-    static const uint32_t dims[][2] = {{64, 64},   {128, 128}, {80, 80},
-                                       {256, 256}, {192, 128}, {40, 96}};
+    static const uint32_t dims[][2] = {{64, 64},   {128, 128}, {80, 80},   {256, 256},
+                                       {192, 128}, {40, 96},   {136, 248}, {8, 256}};
     static const uint32_t kv_heads[] = {1, 2, 4}, sinks[] = {0, 0, 5, 40};
     static const uint32_t bits[][2] = {{2, 2},   {4, 4}, {2, 4}, {4, 2}, {8, 8},
                                        {16, 16}, {8, 4}, {8, 2}, {4, 8}, {2, 8}};
@@ -420,7 +423,7 @@ START_TEST(many_queries)
         if (rng_one_in(&rng, 2))
             config.residual_length = 128;
         if (rng_one_in(&rng, 3))
-            config.group_size = config.residual_length = 64;
+            config.group_size = config.residual_length = rng_one_in(&rng, 2) ? 64 : 128;
         model_open(&m, fill->name, &config, 2, fill, rng_next(&rng));
         for (j = 0; j < 4; j++) {
             const uint64_t n_new = j < 2 ? rng_between(&rng, 40, 130) : 0;

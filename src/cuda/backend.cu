@@ -269,21 +269,30 @@ int describe(void *context, char *text, size_t capacity)
 {
     const kivi_cuda_context *c = (const kivi_cuda_context *)context;
     const struct kivi_geometry *g = c->geometry;
-    uint32_t n = 0, first = 0;
+    uint32_t n = 0, n_prompts = 0, first = 0, first_prompts = 0;
 
     for (uint32_t i = g->n_layers; i-- > 0;)
         if (!c->paths[i].fast) {
             n++;
             first = i;
+        } else if (!c->paths[i].attend_many) {
+            n_prompts++;
+            first_prompts = i;
         }
-    if (n == 0)
-        return snprintf(text, capacity, " Device %d: %s.", c->device, c->name);
-    return snprintf(text, capacity,
-                    " Device %d: %s. Slow path: attention of %u of %u layers, from layer %u on, is not "
-                    "done by tensor cores (dimensions %u and %u, %u and %u bits%s).",
-                    c->device, c->name, n, g->n_layers, first, g->k_dim, g->v_dim,
-                    g->layers[first].k.bits, g->layers[first].v.bits,
-                    has_small_pages(&g->layers[first], g->n_kv_heads) ? "" : ", pages of 4 GB or more");
+    if (n > 0)
+        return snprintf(text, capacity,
+                        " Device %d: %s. Slow path: attention of %u of %u layers, from layer %u on, is not "
+                        "done by tensor cores (dimensions %u and %u, %u and %u bits%s).",
+                        c->device, c->name, n, g->n_layers, first, g->k_dim, g->v_dim,
+                        g->layers[first].k.bits, g->layers[first].v.bits,
+                        has_small_pages(&g->layers[first], g->n_kv_heads) ? "" : ", pages of 4 GB or more");
+    if (n_prompts > 0)
+        return snprintf(text, capacity,
+                        " Device %d: %s. Slow path: prompts in %u of %u layers, from layer %u on, go 8 query rows at "
+                        "a time, as the device has little shared memory (dimensions %u and %u, %u and %u bits).",
+                        c->device, c->name, n_prompts, g->n_layers, first_prompts, g->k_dim, g->v_dim,
+                        g->layers[first_prompts].k.bits, g->layers[first_prompts].v.bits);
+    return snprintf(text, capacity, " Device %d: %s.", c->device, c->name);
 }
 
 const struct kivi_backend backend = {

@@ -13,7 +13,7 @@
 /* With tensor cores and without; one new token, for which a block has few rows, and many. */
 static const struct {
     uint32_t dim, bits;
-} shapes[] = {{64, 2}, {128, 4}, {128, 8}, {128, 16}, {80, 2}, {256, 2}, {264, 2}};
+} shapes[] = {{64, 2}, {128, 4}, {128, 8}, {128, 16}, {80, 2}, {256, 2}, {256, 16}, {264, 2}};
 
 static void check_call(struct twins *t, uint64_t n, const kivi_attention *attention,
                        const char *what)

@@ -138,7 +138,7 @@ std::vector<share> check_parts(const plan &p)
 
 START_TEST(random_steps)
 {
-    const kivi_cuda_split splits[] = {{16, 132, 16}, {8, 264, 8}, {4, 264, 8}, {4, 792, 24}, {8, 1, 8}, {2, 7, 8}};
+    const kivi_cuda_split splits[] = {{16, 132, 16}, {8, 264, 8}, {4, 264, 8}, {4, 792, 24}, {8, 1, 8}, {2, 7, 8}, {1, 396, 8}};
 
     random_state = (uint64_t)_i + 1;
     for (int round = 0; round < 400; round++) {

@@ -34,7 +34,8 @@ KIVI_INLINE VF load_float_vector(const float *x)
 #define PAGE 4096u
 #define LINES_AHEAD 8192u
 
-/* What is read meanwhile: rows up to `end`, then `next`, if it is known. Asked for in `streams` streams, a constant. */
+/* What is read meanwhile: rows up to `end`, then `next`, if it is known. Asked for in `streams` streams,
+ * a constant. */
 struct reading {
     const void *end, *next;
     uint32_t streams;
@@ -62,15 +63,26 @@ KIVI_INLINE const char *lines_after(const void *at, struct reading r)
     return after(at, r.streams > 1 ? r.streams * PAGE : LINES_AHEAD, r);
 }
 
-/* Asks for the line whose turn it is when `at` is in the order of addresses: of several streams, one to a page. */
+/* Whether they are asked for in ROW_STREAMS streams, each a page long: of rows that fill such pages. */
+KIVI_INLINE int in_streams(const uint16_t *rows, size_t elements, struct kivi_next next)
+{
+    const uintptr_t pages = ROW_STREAMS * PAGE;
+
+    return ROW_STREAMS > 1 && next.data && !next.is_amd && (uintptr_t)rows % pages == 0
+           && elements * sizeof *rows % pages == 0;
+}
+
+/* Asks for a line: that at `at`, or in streams the one whose turn it is then. */
 KIVI_INLINE void ask_row(const char *at, uint32_t n_rows, uint32_t streams)
 {
-    const uintptr_t in_pages = (uintptr_t)at % (streams * PAGE), turn = in_pages / KIVI_LINE;
+    const uintptr_t line = (uintptr_t)at, in_pages = line % (streams * PAGE),
+                    turn = in_pages / KIVI_LINE;
 
     if (streams > 1)
-        kivi_prefetch(at - in_pages + turn % streams * PAGE + turn / streams * KIVI_LINE);
+        kivi_prefetch(
+            (const void *)(line - in_pages + turn % streams * PAGE + turn / streams * KIVI_LINE));
     else
-        ask_line((uintptr_t)at, n_rows);
+        ask_line(line, n_rows);
 }
 
 /* For the bytes that are at work. */
@@ -171,12 +183,12 @@ static void f16_scores(uint32_t dim, const float *q, size_t q_stride, uint32_t n
                        const uint16_t *rows, size_t stride, uint32_t n_tokens,
                        struct kivi_next next, float *scores, size_t ld)
 {
-    if (ROW_STREAMS == 1 || next.is_amd)
-        score_all(dim, q, q_stride, n_rows, rows, stride, n_tokens,
-                  reading_rows(rows, n_tokens * stride, next, 1), scores, ld);
-    else
+    if (in_streams(rows, n_tokens * stride, next))
         score_all(dim, q, q_stride, n_rows, rows, stride, n_tokens,
                   reading_rows(rows, n_tokens * stride, next, ROW_STREAMS), scores, ld);
+    else
+        score_all(dim, q, q_stride, n_rows, rows, stride, n_tokens,
+                  reading_rows(rows, n_tokens * stride, next, 1), scores, ld);
 }
 
 /* ----------------------------------------------------------------- weighted sums */
@@ -190,7 +202,7 @@ KIVI_INLINE void add_to(float *out, VF sum)
 #define TOKENS_OF_COLUMNS 16u
 
 /* Adds weighted rows, summed up from nothing, to `width` vectors of channels of n_rows sums; n_rows and width are
- * constants. Asks for as much as it reads, in the order of memory: as if it were at `*at`. */
+ * constants. Asks for as much as it reads, as if it read memory in order, from `*at` on. */
 KIVI_INLINE void add_columns(const float *p, size_t ld, uint32_t n_rows, const uint16_t *rows,
                              size_t stride, uint32_t n_tokens, const uint16_t **at,
                              struct reading reading, float *out, size_t out_stride, uint32_t width)
@@ -291,12 +303,12 @@ static void f16_accumulate(uint32_t dim, const float *p, size_t ld, uint32_t n_r
                            const uint16_t *rows, size_t stride, uint32_t n_tokens,
                            struct kivi_next next, float *out, size_t out_stride)
 {
-    if (ROW_STREAMS == 1 || next.is_amd)
-        add_all(dim, p, ld, n_rows, rows, stride, n_tokens,
-                reading_rows(rows, n_tokens * stride, next, 1), out, out_stride);
-    else
+    if (in_streams(rows, n_tokens * stride, next))
         add_all(dim, p, ld, n_rows, rows, stride, n_tokens,
                 reading_rows(rows, n_tokens * stride, next, ROW_STREAMS), out, out_stride);
+    else
+        add_all(dim, p, ld, n_rows, rows, stride, n_tokens,
+                reading_rows(rows, n_tokens * stride, next, 1), out, out_stride);
 }
 
 #endif
