@@ -433,6 +433,51 @@ START_TEST(attends_over_f16_rows)
 }
 END_TEST
 
+/* Rows of a cache's pages fill pages of memory, and what is read next is asked for in one order or another: results are
+ * the same. */
+START_TEST(hints_change_no_result)
+{
+    enum { DIM = 128, TOKENS = 192, PAGES = 16384, MOST_ROWS = 33 };
+    static const uint32_t counts[] = {64, 128, TOKENS};
+    uint16_t *rows = aligned_alloc(PAGES, TOKENS * DIM * sizeof *rows);
+    float *q = malloc(MOST_ROWS * DIM * sizeof *q), *p = malloc(MOST_ROWS * TOKENS * sizeof *p);
+    float *results = malloc(2 * MOST_ROWS * (TOKENS + DIM) * sizeof *results);
+    struct rng rng = {test_seed(9)};
+    int round, table, hint;
+
+    CHECK(rows && q && p && results, "no memory");
+    fill_rows(&rng, ROWS_GAUSSIAN, rows, TOKENS, DIM, DIM);
+    for (round = 0; round < test_rounds(20, 200); round++) {
+        const uint32_t n_rows = RNG_PICK(&rng, all_rows), tokens = RNG_PICK(&rng, counts);
+        const size_t n = (size_t)n_rows * (tokens + DIM);
+        uint32_t r;
+
+        for (r = 0; r < n_rows; r++) {
+            fill_query(&rng, QUERY_GAUSSIAN, q + r * DIM, DIM, DIM);
+            fill_weights(&rng, WEIGHT_SOFTMAX, p + r * TOKENS, tokens);
+        }
+        for (table = 0; table < n_tables; table++) {
+            for (hint = 0; hint < 2; hint++) {
+                const struct kivi_next next = {.data = rows, .bytes = PAGES, .is_amd = hint};
+                float *scores = results + (size_t)hint * n, *sums = scores + n_rows * tokens;
+
+                memset(sums, 0, n_rows * DIM * sizeof *sums);
+                tables[table]->f16_scores(DIM, q, DIM, n_rows, rows, DIM, tokens, next, scores,
+                                          tokens);
+                tables[table]->f16_accumulate(DIM, p, TOKENS, n_rows, rows, DIM, tokens, next, sums,
+                                              DIM);
+            }
+            CHECK(memcmp(results, results + n, n * sizeof *results) == 0, "%s: %u rows, %u tokens",
+                  tables[table]->name, n_rows, tokens);
+        }
+    }
+    free(rows);
+    free(q);
+    free(p);
+    free(results);
+}
+END_TEST
+
 /* ------------------------------------------------------------------ softmax */
 
 #define FUNCTION_RELATIVE 1e-6
@@ -525,6 +570,7 @@ int main(void)
     tcase_add_loop_test(tcase, attends_with_every_fill, 0, LENGTH(all_bits));
     tcase_add_test(tcase, forgets_tokens_that_are_gone);
     tcase_add_test(tcase, attends_over_f16_rows);
+    tcase_add_test(tcase, hints_change_no_result);
     tcase_add_test(tcase, softmax_is_accurate);
     suite_add_tcase(suite, tcase);
     result = run_suite(suite, CK_NOFORK); /* margins are of all tests */

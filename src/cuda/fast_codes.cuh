@@ -136,7 +136,6 @@ __device__ __forceinline__ void kivi_cuda_fetch_packed(const F &f, unsigned char
             for (uint32_t i = 0; i < PER_ROW; i += 32) {
                 const uint32_t chunk = (i + lane) % (PER_ROW / 2);
                 const bool is_min = i + lane >= PER_ROW / 2;
-
                 const int from = 16 * (int)((is_min ? k.dim_pad / 8 : 0) + chunk - lane);
 
                 kivi_cuda_copy16_or_zero(&to16[F::K_SCALES / 16 + i + lane],
