@@ -88,37 +88,6 @@ __device__ __forceinline__ void kivi_cuda_next_task(const kivi_cuda_step &s, uin
     }
 }
 
-/*
- * What a warp does in a round of units of codes, and of edges. Edges are dealt out from the last warp on; to those
- * that have one less, the first `ahead`, go so many more units of codes: the first `lead` are dealt to all in turn,
- * the rest to these. A block has a power of 2 of warps.
- */
-struct kivi_cuda_share {
-    uint32_t warp, ahead, lead, n; /* n: units of codes of this warp */
-
-    __device__ __forceinline__ kivi_cuda_share(uint32_t n_units, uint32_t n_edges, uint32_t edge_cost)
-        : warp(threadIdx.x / 32), ahead(warps() - (n_edges & (warps() - 1)))
-    {
-        const uint32_t extra = ahead < warps() ? ahead * edge_cost : 0;
-        uint32_t rest;
-
-        lead = n_units > extra ? (n_units - extra) >> (31 - __clz(warps())) : 0;
-        rest = n_units - lead * warps();
-        n = lead + (warp < ahead && warp < rest ? (rest - warp + ahead - 1) / ahead : 0);
-    }
-
-    static __device__ __forceinline__ uint32_t warps()
-    {
-        return blockDim.x / 32;
-    }
-
-    /* The warp's unit number i, as a number of the round's. */
-    __device__ __forceinline__ uint32_t unit(uint32_t i) const
-    {
-        return warp + (i < lead ? i * warps() : lead * warps() + (i - lead) * ahead);
-    }
-};
-
 /* A warp's units of codes, on their way to shared memory. */
 template <class shape, class F> struct kivi_cuda_stream {
     const F &f;
@@ -160,7 +129,7 @@ template <class shape, class F> struct kivi_cuda_stream {
         if (i < share.n)
             kivi_cuda_fetch(f, stage(i), page, at, KIVI_CUDA_UNIT, KIVI_CUDA_UNIT);
         kivi_cuda_copy_commit();
-        for (at += i < share.lead ? share.warps() : share.ahead; at >= f.s.units_per_page.by;
+        for (at += i < share.lead ? share.n_warps : share.ahead; at >= f.s.units_per_page.by;
              at -= f.s.units_per_page.by)
             pages++;
         if (i + 1 < share.n)
@@ -197,7 +166,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
 {
     const uint32_t before = plain.begin - segment.begin;
     const uint32_t n_edges = round.last ? kivi_cuda_n_edges(segment, plain) : 0;
-    uint32_t edge = share.warps() - 1 - share.warp;
+    uint32_t edge = share.n_warps - 1 - share.warp;
     uint32_t words = __ballot_sync(0xffffffffu, left_out != 0), word = 0, bits = 0;
 
     if (!words && edge >= n_edges)
@@ -216,7 +185,7 @@ __device__ __forceinline__ void kivi_cuda_trickle(F &f, unsigned char *mine,
             bits &= bits - 1;
         } else if (edge < n_edges) {
             u = edge < before ? segment.begin + edge : plain.end + (edge - before);
-            edge += share.warps();
+            edge += share.n_warps;
         } else {
             break;
         }
@@ -257,7 +226,7 @@ __global__ void __launch_bounds__(64 * kivi_cuda_fast_shape<D, ANY, KB, VB>::WAR
         do {
             const kivi_cuda_round<shape> round(plain, n_done);
             const kivi_cuda_share share(round.end - round.begin, round.last ? kivi_cuda_n_edges(segment, plain) : 0,
-                                        item.few.edge_cost);
+                                        item.few.edge_cost, threadIdx.x / 32, blockDim.x / 32);
             kivi_cuda_stream<shape, decltype(f)> stream(f, share, round.begin, mine);
             uint32_t left_out;
 

@@ -23,7 +23,7 @@ template <int D, bool ANY, int KB, int VB, bool precise> struct kivi_cuda_many :
     using shape = typename pieces::shape;
     using pieces::item, pieces::k_dim, pieces::packed, pieces::s, pieces::segment, pieces::shared, pieces::v_dim;
     static constexpr int STEPS = D / 16, COLUMNS = D / 8;
-    static constexpr bool MANY_GROUPS = D / 32 == 8;
+    static constexpr bool MANY_GROUPS = D / 32 == 8; /* of values, so many that `rest` has no place left */
     /* Precise, values' codes are taken less this, and minima with as many steps more. What rounding does to weights
      * times scales is alike where these are: times codes of both signs it does not add up. */
     static constexpr int MIDDLE = precise && VB < 16 ? 1 << (VB - 1) : 0;
@@ -35,8 +35,8 @@ template <int D, bool ANY, int KB, int VB, bool precise> struct kivi_cuda_many :
     kivi_cuda_units all, some; /* of which all rows of the warp see all tokens, and some rows some */
     float unit[2];
     float out[COLUMNS][4]; /* rows g, g, g + 8, g + 8 */
-    float rest[4];         /* of groups 2 t and 2 t + 1, the sum of minima; the second of lanes 3: of weights, unless */
-    float total[4];        /* 8 groups take all of it, and the sum of weights is here */
+    float rest[4];         /* of groups 2 t and 2 t + 1, the sum of minima; the second of lanes 3: of weights, */
+    float total[4];        /* which is here if there are MANY_GROUPS */
     uint32_t p[2][4], p_low[2][4]; /* weights of tokens 16 i + 2 t, rows g, g + 8; of 8 further */
 
     __device__ __forceinline__ kivi_cuda_many(const kivi_cuda_step &step, const kivi_cuda_item &at,

@@ -2,7 +2,7 @@
  * How the attention of a step is split over thread blocks ("parts"). A task is one tile of query rows of one
  * kv head of one item; its tokens are cut in units of KIVI_CUDA_UNIT. All units of all tasks stand in one line
  * by cost, of which every part takes an equal share; a unit belongs to the part in whose share it starts.
- * schedule.cu finds the parts, on the host; here a block goes through the tasks of its part.
+ * schedule.cu finds the parts, on the host; here a block goes through the tasks of its part, and its warps share them.
  */
 #ifndef KIVI_CUDA_SCHEDULE_CUH
 #define KIVI_CUDA_SCHEDULE_CUH
@@ -42,6 +42,43 @@ __host__ __device__ __forceinline__ void kivi_cuda_next(const kivi_cuda_step &s,
     g.first_part = i == 0 ? start.first_part : part;
     g.last_part = goes_on ? next.last_part : part;
 }
+
+/*
+ * What a warp of a block does of units of codes and of edges, which are all others. Edges are dealt out from the last
+ * warp on; to those that have one less, the first `ahead`, go so many more units of codes: the first `lead` are dealt
+ * to all in turn, the rest to these. A block has a power of 2 of warps.
+ */
+struct kivi_cuda_share {
+    uint32_t warp, n_warps, ahead, lead, n; /* n: units of codes of this warp */
+
+    __host__ __device__ __forceinline__ kivi_cuda_share(uint32_t n_units, uint32_t n_edges, uint32_t edge_cost,
+                                                        uint32_t at, uint32_t of)
+        : warp(at), n_warps(of), ahead(of - (n_edges & (of - 1)))
+    {
+        const uint32_t extra = ahead < n_warps ? ahead * edge_cost : 0;
+        uint32_t rest;
+
+        lead = n_units > extra ? (n_units - extra) >> log2(n_warps) : 0;
+        rest = n_units - lead * n_warps;
+        n = lead + (warp < ahead && warp < rest ? (rest - warp + ahead - 1) / ahead : 0);
+    }
+
+    /* Of a power of 2: a division takes long. */
+    static __host__ __device__ __forceinline__ uint32_t log2(uint32_t x)
+    {
+#ifdef __CUDA_ARCH__
+        return 31 - __clz(x);
+#else
+        return 31 - (uint32_t)__builtin_clz(x);
+#endif
+    }
+
+    /* The warp's unit number i, of all units of codes. */
+    __host__ __device__ __forceinline__ uint32_t unit(uint32_t i) const
+    {
+        return warp + (i < lead ? i * n_warps : lead * n_warps + (i - lead) * ahead);
+    }
+};
 
 /* Rows of a tile. */
 __device__ __forceinline__ uint32_t kivi_cuda_tile_rows(const kivi_cuda_step &s, const kivi_cuda_item &item,

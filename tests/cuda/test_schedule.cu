@@ -1,6 +1,6 @@
 /*
- * How attention is divided into parts: schedule.cu divides, schedule.cuh goes through a part's tasks. Both run
- * here on the host, so this needs no GPU.
+ * How attention is divided into parts, and units between the warps of a block: schedule.cu divides, schedule.cuh goes
+ * through a part's tasks. Both run here on the host, so this needs no GPU.
  */
 #include <check.h>
 #include <string.h>
@@ -138,7 +138,8 @@ std::vector<share> check_parts(const plan &p)
 
 START_TEST(random_steps)
 {
-    const kivi_cuda_split splits[] = {{16, 132, 16}, {8, 264, 8}, {4, 264, 8}, {4, 792, 24}, {8, 1, 8}, {2, 7, 8}, {1, 396, 8}};
+    const kivi_cuda_split splits[] = {{16, 132, 16}, {8, 264, 8}, {4, 264, 8}, {4, 792, 24},
+                                      {8, 1, 8},     {2, 7, 8},   {1, 396, 8}};
 
     random_state = (uint64_t)_i + 1;
     for (int round = 0; round < 400; round++) {
@@ -188,6 +189,41 @@ START_TEST(parts_end_with_tasks)
 }
 END_TEST
 
+/* The warps of a block do every unit of codes once, each warp in order and in the steps in which it fetches them, and
+ * with edges all have about as much to do. */
+START_TEST(warps_share_units)
+{
+    random_state = (uint64_t)_i + 1;
+    for (int round = 0; round < 4000; round++) {
+        const uint32_t n_warps = 1u << below(5), n_units = below(1u << below(13)), n_edges = below(1u << below(7));
+        const uint32_t edge_cost = 4 + below(5), ahead = n_warps - n_edges % n_warps; /* warps without one edge more */
+        /* What is left of units where all have as much to do: to each of those, at most. Else there are too few. */
+        const uint32_t spread = n_units > ahead * edge_cost ? (n_warps - 1 + ahead - 1) / ahead : edge_cost;
+        std::vector<int> done(n_units);
+        uint32_t least = UINT32_MAX, most = 0, n_done = 0, wrong = 0;
+
+        for (uint32_t warp = 0; warp < n_warps; warp++) {
+            const kivi_cuda_share share(n_units, n_edges, edge_cost, warp, n_warps);
+            const uint32_t edges = (n_edges + warp) / n_warps, cost = share.n + edges * edge_cost;
+
+            for (uint32_t i = 0; i < share.n; i++) {
+                const uint32_t unit = share.unit(i), step = i < share.lead ? n_warps : share.ahead;
+
+                wrong += unit >= n_units || done[unit]++ > 0 || (i + 1 < share.n && share.unit(i + 1) != unit + step);
+                n_done++;
+            }
+            least = cost < least ? cost : least;
+            most = cost > most ? cost : most;
+        }
+        ck_assert_msg(n_done == n_units && wrong == 0,
+                      "%u warps do %u of %u units, %u of them wrongly, beside %u edges", n_warps, n_done, n_units,
+                      wrong, n_edges);
+        ck_assert_msg(most - least <= spread, "%u units and %u edges of cost %u: %u warps have %u to %u to do", n_units,
+                      n_edges, edge_cost, n_warps, least, most);
+    }
+}
+END_TEST
+
 } // namespace
 
 int main()
@@ -198,6 +234,7 @@ int main()
     tcase_set_timeout(cases, 300);
     tcase_add_loop_test(cases, random_steps, 0, 8);
     tcase_add_loop_test(cases, parts_end_with_tasks, 0, (int)(sizeof batches / sizeof *batches));
+    tcase_add_loop_test(cases, warps_share_units, 0, 4);
     suite_add_tcase(suite, cases);
     return run_suite(suite, CK_FORK_GETENV);
 }
